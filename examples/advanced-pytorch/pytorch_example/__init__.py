@@ -1,0 +1,1 @@
+"""Advanced federated learning with PyTorch and Flower."""

@@ -1,0 +1,114 @@
+"""The client: trains and tests on its own partition, and keeps a personal head in its state."""
+
+import math
+
+import numpy as np
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from pytorch_example import task
+from pytorch_example.config import PERSONAL_HEAD, Config
+
+app = ClientApp()
+
+
+@app.query()
+def identify(message: Message, context: Context) -> Message:
+    """Tell which partition this node holds: node ids are random, partitions are not."""
+    node = MetricRecord({"partition-id": partition_id(context)})
+    return Message(RecordDict({"node": node}), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train the global model, and the personal head beside it, on the local examples."""
+    config = Config.from_run_config(context.run_config)
+    round_config = message.content["config"]
+    examples, _ = load_data(config, context)
+    model = load_model(config, message)
+    head = load_personal_head(message, context, model) if config.personal_head else None
+    loss = task.train(
+        model,
+        examples,
+        epochs=config.local_epochs,
+        batch_size=config.batch_size,
+        learning_rate=round_config["learning-rate"],
+        momentum=config.momentum,
+        seed=derive_seed(config.seed, round_config["server-round"], partition_id(context)),
+        personal_head=head,
+    )
+    if not math.isfinite(loss):  # before the state is touched, so that the last good head stays
+        raise RuntimeError(f"training loss is {loss}; try a smaller learning-rate or momentum")
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord(model.state_dict()),
+            "metrics": MetricRecord({"train_loss": loss, "num-examples": len(examples.labels)}),
+        }
+    )
+    if head is not None:
+        context.state[PERSONAL_HEAD] = ArrayRecord(head.state_dict())
+        if config.checkpoint_personal_heads:
+            content[PERSONAL_HEAD] = context.state[PERSONAL_HEAD]
+    return Message(content, reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Test the global model with the global and with the personal head on held-out examples."""
+    config = Config.from_run_config(context.run_config)
+    _, examples = load_data(config, context)
+    model = load_model(config, message)
+    heads = [model.head]
+    if config.personal_head:
+        heads.append(load_personal_head(message, context, model))
+    (loss, accuracy), *personal = task.evaluate(model, examples, *heads)
+    metrics = {"eval_loss": loss, "eval_acc": accuracy, "num-examples": len(examples.labels)}
+    for personal_loss, personal_accuracy in personal:
+        metrics |= {"personal_eval_loss": personal_loss, "personal_eval_acc": personal_accuracy}
+    return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
+
+def partition_id(context: Context) -> int:
+    if "partition-id" not in context.node_config:
+        raise RuntimeError(
+            "this SuperNode does not say which partition it holds; start it with "
+            '--node-config "partition-id=0 num-partitions=2"'
+        )
+    return int(context.node_config["partition-id"])
+
+
+def derive_seed(*parts: int) -> int:
+    """Return an independent seed for each combination of whole numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def load_data(config: Config, context: Context) -> tuple[task.Examples, task.Examples]:
+    return task.load_partition(
+        config.dataset,
+        partition_id(context),
+        int(context.node_config["num-partitions"]),
+        config.dirichlet_alpha,
+        config.min_partition_size,
+        config.test_fraction,
+        config.seed,
+    )
+
+
+def load_model(config: Config, message: Message) -> task.Net:
+    model = task.Net(task.num_classes(config.dataset))
+    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    return model.to(task.device())
+
+
+def load_personal_head(message: Message, context: Context, model: task.Net) -> nn.Linear:
+    """Return the head from this client's state, at first a copy of the global one.
+
+    After a resume the server hands the head back in a message, since the state began empty.
+    """
+    if PERSONAL_HEAD in message.content:
+        context.state[PERSONAL_HEAD] = message.content[PERSONAL_HEAD]
+    head = nn.Linear(model.head.in_features, model.head.out_features)
+    saved = context.state.get(PERSONAL_HEAD)
+    head.load_state_dict(saved.to_torch_state_dict() if saved else model.head.state_dict())
+    return head.to(task.device())

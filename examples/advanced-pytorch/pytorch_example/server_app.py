@@ -1,0 +1,75 @@
+"""The server: reads the config, starts or resumes the run, saves every round."""
+
+from logging import ERROR, INFO
+from pathlib import Path
+
+import torch
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.common import log
+from flwr.serverapp import Grid, ServerApp
+
+from pytorch_example import task
+from pytorch_example.checkpoint import RunFolder, RunState, write_json
+from pytorch_example.config import Config
+from pytorch_example.plot import draw_curves
+from pytorch_example.strategy import CustomFedAvg
+from pytorch_example.tracking import tracker
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    config = Config.from_run_config(context.run_config)
+    test_data = task.load_test(config.dataset)
+    torch.manual_seed(config.seed)
+    model = task.Net(task.num_classes(config.dataset))
+    folder, state = open_run(config, dict(context.run_config))
+    log(INFO, "Outputs: %s", folder.path)
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        model.load_state_dict(arrays.to_torch_state_dict())
+        model.to(task.device())
+        [(loss, accuracy)] = task.evaluate(model, test_data, model.head)
+        return MetricRecord({"accuracy": accuracy, "loss": loss})
+
+    with tracker(config, folder, state) as log_round:
+
+        def save_round() -> None:
+            folder.save(state)
+            log_round(state.history[-1])
+
+        try:
+            CustomFedAvg(config, state, save_round).start(
+                grid,
+                ArrayRecord(model.state_dict()),
+                num_rounds=config.num_server_rounds,
+                timeout=config.round_timeout,
+                evaluate_fn=evaluate,
+            )
+        except Exception:
+            log(ERROR, "Stopped; round %d is safe: resume-from='%s'", state.round, folder.path)
+            raise
+        finally:
+            if state.history:
+                draw_curves(state.history, folder.curves)
+    log(INFO, "")
+    log(INFO, "Results: %s", folder.results)
+    log(INFO, "Curves:  %s", folder.curves)
+    log(INFO, "Model:   %s (round %d)", folder.model, state.best_round)
+    last = state.history[-1]["evaluate_metrics_serverapp"]["accuracy"]
+    log(INFO, "Centralized accuracy: %.4f, best %.4f", last, state.best_accuracy)
+    log(INFO, "Outputs: %s", folder.path)
+
+
+def open_run(config: Config, run_config: dict) -> tuple[RunFolder, RunState]:
+    """Return the folder of a new run, or the one to resume with the state it has reached."""
+    if config.resume_from:
+        folder = RunFolder(Path(config.resume_from))
+        state = folder.load(run_config)
+        log(INFO, "Resuming after round %d", state.round)
+        folder.save(state)
+    else:
+        folder, state = RunFolder.create(config.output_dir), RunState(run_config)
+    write_json(folder.config, run_config)
+    return folder, state
