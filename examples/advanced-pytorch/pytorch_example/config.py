@@ -16,7 +16,7 @@ def at_least(low: float) -> Any:
 def fraction(*, zero: bool = False, one: bool = True) -> Any:
     bounds = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
     return key(
-        lambda v: (0 <= v if zero else 0 < v) and (v <= 1 if one else v < 1),
+        lambda v: (v >= 0 if zero else v > 0) and (v <= 1 if one else v < 1),
         f"a number in {bounds}",
     )
 

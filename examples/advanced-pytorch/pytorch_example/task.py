@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import datasets
@@ -42,11 +42,11 @@ class Net(nn.Module):
         super().__init__()
         self.features = nn.Sequential(
             nn.Conv2d(1, 16, 3, padding=1),
-            nn.ReLU(),
             nn.MaxPool2d(2),
+            nn.ReLU(),  # after the pooling: the same function on a quarter of the values
             nn.Conv2d(16, 32, 3, padding=1),
-            nn.ReLU(),
             nn.MaxPool2d(2),
+            nn.ReLU(),
             nn.Flatten(),
             nn.Linear(32 * (IMAGE_SIZE // 4) ** 2, 128),
             nn.ReLU(),
@@ -168,12 +168,13 @@ def num_classes(dataset: str) -> int:
 
 def to_examples(data: Dataset, name: str) -> Examples:
     """Decode every image once, into memory (1,000 images: 0.8 MB, 0.05 s)."""
-    images = np.stack([np.asarray(image.convert("L")) for image in data["image"]])
+    columns = data[:]  # in one go: a column by itself is read item by item, ten times slower
+    images = np.stack([np.asarray(image.convert("L")) for image in columns["image"]])
     if images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE):
         raise RuntimeError(
             f"{name}: images are {images.shape[1:]}, Net takes {IMAGE_SIZE}x{IMAGE_SIZE}"
         )
-    return Examples(torch.from_numpy(images).unsqueeze(1), torch.tensor(data["label"]))
+    return Examples(torch.from_numpy(images).unsqueeze(1), torch.tensor(columns["label"]))
 
 
 @lru_cache
@@ -197,7 +198,7 @@ def load_partitioner(
     return partitioner
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_partition(
     dataset: str,
     partition_id: int,
@@ -217,7 +218,9 @@ def load_partition(
             f"{partitioner.dataset.num_rows} examples into {num_partitions} partitions ({error})"
         ) from None
     examples = to_examples(partition, f"{dataset}, partition {partition_id}")
-    order = torch.from_numpy(np.random.default_rng((seed, partition_id)).permutation(len(partition)))
+    order = torch.from_numpy(
+        np.random.default_rng((seed, partition_id)).permutation(len(partition))
+    )
     held_out, training = order.tensor_split([max(1, int(len(partition) * test_fraction))])
     return (
         Examples(examples.images[training], examples.labels[training]),

@@ -1,0 +1,58 @@
+# Everything starts here. Needs Python 3.11 to 3.13 and make; the rest goes into .venv.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+EXAMPLE ?= advanced-pytorch
+CONFIG ?=
+VENV := .venv
+BIN := $(VENV)/bin
+UV = $(shell command -v uv || echo $(BIN)/uv)
+EXAMPLES := $(notdir $(wildcard examples/*))
+INSTALLED := $(VENV)/.installed
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: $(INSTALLED) ## run an example offline: make run EXAMPLE=advanced-pytorch CONFIG='num-server-rounds=3'
+	@$(BIN)/python tools/run_example.py $(EXAMPLE) --run-config "$(CONFIG)"
+
+test: check ## lint, then all tests: what CI runs
+	@$(BIN)/python -m pytest
+
+check: $(INSTALLED) ## lint and check the format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(INSTALLED) ## format, and fix what the linter can fix
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(INSTALLED) ## measure an example's speed side by side (EXAMPLE=, DATASET= a local folder)
+	@$(BIN)/python benchmarks/$(subst -,_,$(EXAMPLE)).py $(if $(DATASET),--dataset $(DATASET))
+
+results: $(INSTALLED) ## rewrite the README tables and plots from results/*.json
+	@$(BIN)/python tools/results.py
+
+lock: $(INSTALLED) ## resolve every version anew into constraints.txt
+	@$(UV) pip compile --quiet --universal --upgrade --python-version 3.11 --no-header \
+		--no-annotate --no-emit-index-url --no-emit-find-links --group dev \
+		pyproject.toml $(wildcard examples/*/pyproject.toml) --all-extras --output-file constraints.txt
+
+clean: ## remove the environment, caches and what runs wrote
+	rm -rf $(VENV) outputs examples/*/outputs .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+install: $(INSTALLED) ## make .venv with everything the tests ran with
+
+$(INSTALLED): pyproject.toml constraints.txt $(wildcard examples/*/pyproject.toml)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit(f"Python {v[0]}.{v[1]} found, 3.11 to 3.13 needed: make PYTHON=/path/to/python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@command -v uv > /dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	@echo "Installing into $(VENV) (PyTorch is large; this is done once) ..."
+	@$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt \
+		--build-constraint constraints.txt --requirement pyproject.toml --group dev \
+		$(foreach example,$(EXAMPLES),--editable examples/$(example)[test])
+	@touch $@
+
+.PHONY: help run test check format bench results lock clean install

@@ -1,0 +1,53 @@
+"""Run an example with its offline settings, as `flwr run` would, and fail when the app fails.
+
+`flwr run` of the pinned release exits 0 whatever happens to the app, and takes either a TOML
+file or key=value pairs. This takes both, and calls `flower-simulation`, which it wraps too.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from flwr.common.config import parse_config_args
+from repository import example_folder, flatten, flower_settings, load_toml
+
+
+def simulation_command(folder: Path, overrides: dict[str, Any]) -> list[str]:
+    """Return the command that runs the app in its default federation."""
+    federations = flower_settings(folder)["federations"]
+    options = federations[federations["default"]]["options"]
+    run_config = " ".join(f"{key}={json.dumps(value)}" for key, value in overrides.items())
+    return [
+        "flower-simulation",
+        *("--app", os.path.relpath(folder)),
+        *("--num-supernodes", str(options["num-supernodes"])),
+        *("--backend-config", json.dumps(options["backend"])),
+        *("--run-config", run_config),
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("example", help="a folder in examples/")
+    parser.add_argument("--run-config", default="", help="'key=value key=value'")
+    arguments = parser.parse_args()
+    folder = example_folder(arguments.example)
+    overrides = flatten(load_toml(folder / "offline.toml"))
+    overrides |= parse_config_args([arguments.run_config])
+    command = simulation_command(folder, overrides)
+    print(f"$ {shlex.join(command)}", flush=True)
+    began = time.monotonic()
+    status = subprocess.run([Path(sys.executable).parent / command[0], *command[1:]]).returncode
+    seconds = time.monotonic() - began
+    print(f"{arguments.example}: {'ok' if status == 0 else 'FAILED'} after {seconds:.0f} s")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
