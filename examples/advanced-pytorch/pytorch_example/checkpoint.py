@@ -66,8 +66,8 @@ class RunState:
         """
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                metadata, names = file.metadata() or {}, file.keys()
+                tensors = {name: file.get_tensor(name) for name in names}
         except safetensors.SafetensorError as error:
             raise ValueError(f"resume-from: {path} is damaged ({error})") from None
         if metadata.get("format") != FORMAT:

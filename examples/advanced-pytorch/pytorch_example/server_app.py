@@ -67,8 +67,9 @@ def open_run(config: Config, run_config: dict) -> tuple[RunFolder, RunState]:
     if config.resume_from:
         folder = RunFolder(Path(config.resume_from))
         state = folder.load(run_config)
-        log(INFO, "Resuming after round %d", state.round)
-        folder.save(state)
+        log(INFO, "Resuming after round %d of %d", state.round, config.num_server_rounds)
+        if state.round >= 0:
+            folder.save(state)  # the other files may be a round behind the checkpoint
     else:
         folder, state = RunFolder.create(config.output_dir), RunState(run_config)
     write_json(folder.config, run_config)

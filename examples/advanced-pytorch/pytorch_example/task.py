@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 from functools import cache, lru_cache
 from typing import NamedTuple
 
@@ -211,7 +212,8 @@ def load_partition(
     """Load one client's training and held-out examples, once for each process."""
     partitioner = load_partitioner(dataset, num_partitions, alpha, min_partition_size, seed)
     try:
-        partition = partitioner.load_partition(partition_id)
+        with warnings.catch_warnings(action="ignore"):  # one paragraph for each retry
+            partition = partitioner.load_partition(partition_id)
     except ValueError as error:
         raise RuntimeError(
             f"dirichlet-alpha = {alpha}, min-partition-size = {min_partition_size}: cannot split "

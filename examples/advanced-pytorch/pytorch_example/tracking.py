@@ -56,11 +56,8 @@ def tracker(config: Config, folder: RunFolder, state: RunState) -> Iterator[LogR
         mode = "offline"
         run = wandb.init(mode=mode, **options)
     with run:
-        log(
-            INFO,
-            "W&B: %s",
-            run.url or f"offline; later: wandb sync {run.dir.removesuffix('/files')}",
-        )
+        later = f"offline; later: wandb sync {run.dir.removesuffix('/files')}"
+        log(INFO, "W&B: %s", run.url if mode == "online" else later)
         yield lambda entry: run.log(named_metrics(entry), step=entry["round"])
         if folder.model.is_file():
             run.log_artifact(folder.model, name=f"model-{state.run_id}", type="model")

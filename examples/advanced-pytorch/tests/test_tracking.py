@@ -1,0 +1,81 @@
+"""W&B writes a real offline run without an account, and is not imported when disabled."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pytorch_example import tracking
+from pytorch_example.checkpoint import RunFolder, RunState
+from pytorch_example.config import Config
+from test_config import run_config
+
+ENTRY = {
+    "round": 1,
+    "train_metrics": {"train_loss": 1.5},
+    "evaluate_metrics_clientapp": {"eval_loss": 1.25, "eval_acc": 0.5, "personal_eval_acc": 0.75},
+    "evaluate_metrics_serverapp": {"accuracy": 0.625, "loss": 1.125},
+}
+
+
+@pytest.fixture
+def no_login(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+def read_run(path) -> dict[str, float]:
+    """Return the last value of each metric in W&B's own offline file."""
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    store, metrics = DataStore(), {}
+    store.open_for_scan(str(path))
+    while data := store.scan_data():
+        record = Record.FromString(data)
+        for item in record.history.item:
+            metrics[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+    return metrics
+
+
+def test_auto_without_a_login_is_a_real_offline_run(no_login, tmp_path, caplog):
+    config = Config.from_run_config(run_config())
+    folder = RunFolder(tmp_path / "2026-01-31" / "12-00-00")
+    folder.path.mkdir(parents=True)
+    caplog.set_level("INFO")
+    with tracking.tracker(config, folder, RunState(run_config())) as log_round:
+        log_round(ENTRY)
+    [file] = folder.path.glob("wandb/offline-run-*/*.wandb")
+    metrics = read_run(file)
+    assert metrics["centralized_accuracy"] == 0.625
+    assert metrics["centralized_loss"] == 1.125
+    assert metrics["federated_evaluate_accuracy"] == 0.5
+    assert metrics["federated_evaluate_loss"] == 1.25
+    assert metrics["federated_evaluate_personal_accuracy"] == 0.75
+    assert metrics["train_loss"] == 1.5
+    assert f"wandb sync {file.parent}" in caplog.text
+
+
+def test_login_is_found_where_wandb_leaves_it(no_login, monkeypatch, tmp_path):
+    assert not tracking.has_login()
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0123\n")
+    assert tracking.has_login()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.com:8080")
+    assert not tracking.has_login()
+    monkeypatch.setenv("WANDB_API_KEY", "0123")
+    assert tracking.has_login()
+
+
+def test_disabled_does_not_import_wandb():
+    script = (
+        "import sys\n"
+        "from test_tracking import *\n"
+        "config = Config.from_run_config(run_config() | {'wandb.mode': 'disabled'})\n"
+        "with tracking.tracker(config, None, None) as log_round: log_round(ENTRY)\n"
+        "assert 'wandb' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parent)
+
