@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-
 from pytorch_example.checkpoint import RunFolder, RunState
 
 CONFIG = {"seed": 1, "num-server-rounds": 3, "wandb.mode": "disabled"}
@@ -43,9 +42,7 @@ def test_everything_comes_back(folder):
     assert (state.round, state.best_round, state.history) == (2, 2, saved.history)
     assert np.array_equal(state.arrays["head.weight"], saved.arrays["head.weight"])
     assert np.array_equal(state.velocity["head.weight"], saved.velocity["head.weight"])
-    assert np.array_equal(
-        state.personal_heads[17]["weight"], saved.personal_heads[17]["weight"]
-    )
+    assert np.array_equal(state.personal_heads[17]["weight"], saved.personal_heads[17]["weight"])
     model = safetensors.numpy.load_file(folder.model)
     assert np.array_equal(model["head.weight"], saved.arrays["head.weight"])
     assert json.loads(folder.results.read_text()) == saved.history

@@ -4,7 +4,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-
 from pytorch_example.config import Config
 
 APP = Path(__file__).parents[1]

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-
 from pytorch_example import task
 
 APP = Path(__file__).parents[1]
@@ -137,7 +136,7 @@ def test_bad_value_ends_the_run_before_it_starts(tmp_path):
     assert not (tmp_path / "outputs").exists()
 
 
-FAULTY_CLIENT = '''
+FAULTY_CLIENT = """
 import os, signal
 from flwr.app import ArrayRecord, Array, MessageType
 from flwr.clientapp import ClientApp
@@ -169,7 +168,7 @@ class FaultyClient(ClientApp):
         return reply
 
 app = FaultyClient()
-'''
+"""
 
 
 @pytest.fixture
@@ -180,7 +179,9 @@ def faulty_app(tmp_path) -> Path:
     client = FAULTY_CLIENT.replace("FIRST_FAULTY_ROUND", "2")
     (app / "pytorch_example" / "faulty_client.py").write_text(client)
     settings = (app / "pyproject.toml").read_text()
-    settings = settings.replace("pytorch_example.client_app:app", "pytorch_example.faulty_client:app")
+    settings = settings.replace(
+        "pytorch_example.client_app:app", "pytorch_example.faulty_client:app"
+    )
     (app / "pyproject.toml").write_text(settings)
     return app
 
@@ -213,7 +214,9 @@ def test_too_few_replies_end_the_run_and_lose_nothing(faulty_app, tmp_path):
     folder = only_run(tmp_path)
     assert f"round 1 is safe: resume-from='{folder}'" in done.stdout
 
-    config = offline(num_server_rounds=3, fraction_train=1.0, min_replies=2, resume_from=str(folder))
+    config = offline(
+        num_server_rounds=3, fraction_train=1.0, min_replies=2, resume_from=str(folder)
+    )
     done = run(simulation(faulty_app, config, nodes=8), tmp_path)
     assert done.returncode == 0, done.stdout
     assert len(json.loads((folder / "results.json").read_text())) == 4

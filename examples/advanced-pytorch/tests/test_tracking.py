@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from pytorch_example import tracking
 from pytorch_example.checkpoint import RunFolder, RunState
 from pytorch_example.config import Config
@@ -78,4 +77,3 @@ def test_disabled_does_not_import_wandb():
         "assert 'wandb' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parent)
-

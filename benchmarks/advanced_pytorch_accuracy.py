@@ -1,0 +1,41 @@
+"""Accuracy of advanced-pytorch with its own defaults, over rounds and seeds, on real data."""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+from common import ROOT, default_dataset, provenance, simulate, write_result
+
+SEEDS = (42, 43, 44)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument(
+        "--dataset", default=default_dataset("fashion_mnist", "zalando-datasets/fashion_mnist")
+    )
+    arguments = parser.parse_args()
+    runs = []
+    for seed in SEEDS:
+        config = {
+            "dataset": arguments.dataset,
+            "num-server-rounds": arguments.rounds,
+            "seed": seed,
+            "wandb.mode": "disabled",
+        }
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            for line in simulate(ROOT / "examples/advanced-pytorch", 50, config, Path(folder)):
+                if "serverapp: accuracy" in line:
+                    print(f"seed {seed}: {line.split('serverapp: ')[1].strip()}", flush=True)
+            [results] = Path(folder).glob("outputs/*/*/results.json")
+            history = json.loads(results.read_text())
+        runs.append({"seed": seed, "seconds": time.monotonic() - began, "history": history})
+    write_result("advanced-pytorch-accuracy", provenance() | {"nodes": 50, "runs": runs})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""What every measurement shares: where it was taken, and how it is written."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("flwr", "flwr-datasets", "ray", "torch", "numpy")
+ONE_CPU = '{"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}'
+
+
+def default_dataset(folder: str, hub_name: str) -> str:
+    """Return the real dataset under FLOWER_EXAMPLES_DATA if there is one, else its Hub name."""
+    local = Path(os.environ.get("FLOWER_EXAMPLES_DATA", "."), folder)
+    return str(local.resolve()) if local.is_dir() else hub_name
+
+
+def provenance() -> dict[str, Any]:
+    """Return what someone needs to take the measurement again: command, commit, versions."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    )
+    return {
+        "command": " ".join(["python", *(Path(a).name if "/" in a else a for a in sys.argv)]),
+        "commit": commit.stdout.strip(),
+        "date": time.strftime("%Y-%m-%d"),
+        "hardware": {
+            "cores": len(os.sched_getaffinity(0)),
+            "processor": processor(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30),
+            "gpu": None,
+        },
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+    }
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor()
+
+
+def write_result(name: str, result: dict[str, Any]) -> None:
+    path = ROOT / "results" / f"{name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"wrote {path.relative_to(ROOT)}")
+
+
+def simulate(app: Path, nodes: int, run_config: dict[str, Any], folder: Path) -> Iterator[str]:
+    """Run an app with `flower-simulation` in a folder and yield its log line by line.
+
+    Raises:
+        RuntimeError: the app failed; the message ends with its last lines.
+    """
+    settings = " ".join(f"{key}={json.dumps(value)}" for key, value in run_config.items())
+    command = [Path(sys.executable).parent / "flower-simulation", "--app", app]
+    command += ["--num-supernodes", nodes, "--backend-config", ONE_CPU, "--run-config", settings]
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        cwd=folder,
+        env=os.environ | {"FLWR_TELEMETRY_ENABLED": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        yield line
+    if process.wait() != 0:
+        raise RuntimeError(f"{app} failed:\n{''.join(lines[-30:])}")

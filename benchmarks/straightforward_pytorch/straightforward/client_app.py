@@ -1,0 +1,39 @@
+"""Builds a DataLoader for each message."""
+
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch.utils.data import DataLoader
+
+from straightforward import task
+
+app = ClientApp()
+
+
+def prepare(message: Message, context: Context) -> tuple[task.Net, DataLoader, DataLoader]:
+    net = task.Net()
+    net.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    train_loader, test_loader = task.load_partition(
+        context.run_config["dataset"],
+        context.node_config["partition-id"],
+        context.node_config["num-partitions"],
+        context.run_config["batch-size"],
+    )
+    return net, train_loader, test_loader
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    net, loader, _ = prepare(message, context)
+    config = context.run_config
+    loss = task.train(net, loader, config["learning-rate"], config["momentum"])
+    metrics = MetricRecord({"train_loss": loss, "num-examples": len(loader.dataset)})
+    content = RecordDict({"arrays": ArrayRecord(net.state_dict()), "metrics": metrics})
+    return Message(content, reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    net, _, loader = prepare(message, context)
+    loss, accuracy = task.test(net, loader)
+    metrics = {"eval_loss": loss, "eval_acc": accuracy, "num-examples": len(loader.dataset)}
+    return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
