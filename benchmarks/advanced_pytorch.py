@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def plain_loop(dataset: str, rounds: int, threads: int) -> None:
         times.append(time.perf_counter())
         [(_, accuracy)] = task.evaluate(model, test_data, model.head)
         times.append(time.perf_counter())
-        parts = [b - a for a, b in zip(times, times[1:], strict=False)]
+        parts = [b - a for a, b in pairwise(times)]
         print(json.dumps({"accuracy": accuracy, "seconds": sum(parts), "parts": parts}))
 
 
@@ -124,7 +125,7 @@ def measure_app(app: Path, run_config: dict[str, Any]) -> dict[str, Any]:
                 rounds.append(float(match[1]))
                 if len(marks) == len(PHASES):
                     times = [marks[phase] for phase in PHASES]
-                    phases.append([b - a for a, b in zip(times, times[1:], strict=False)])
+                    phases.append([b - a for a, b in pairwise(times)])
                     phases[-1][1:3] = [phases[-1][1] + phases[-1][2]]
             if match := re.search(r"serverapp: accuracy ([\d.]+)", line):
                 accuracy.append(float(match[1]))

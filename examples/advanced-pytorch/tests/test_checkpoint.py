@@ -70,13 +70,13 @@ def test_damage_is_refused_and_nothing_overwritten(folder, damage):
         damaged = {"cut": content[:-100], "flip": flipped, "empty": b"", "text": b"{}" * 100}
         folder.checkpoint.write_bytes(damaged[damage])
     before = {path: path.read_bytes() for path in folder.path.iterdir()}
-    with pytest.raises(ValueError, match="is damaged|is not a checkpoint"):
+    with pytest.raises(ValueError, match=r"is damaged|is not a checkpoint"):
         folder.load(CONFIG)
     assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
 
 
 def test_another_config_is_another_run(folder):
-    with pytest.raises(ValueError, match="seed was 1 in .* and is 2 now"):
+    with pytest.raises(ValueError, match=r"seed was 1 in .* and is 2 now"):
         folder.load(CONFIG | {"seed": 2})
     assert folder.load(CONFIG | {"num-server-rounds": 9, "wandb.mode": "offline"}).round == 2
 

@@ -78,7 +78,7 @@ def test_evaluation_agrees_with_the_plain_way():
 
 def test_unreachable_hub_is_one_line_with_the_way_out(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(RuntimeError, match="offline.toml") as error:
+    with pytest.raises(RuntimeError, match=r"offline\.toml") as error:
         task.load_split("nobody/no-such-dataset", "train")
     assert "dataset = 'nobody/no-such-dataset'" in str(error.value)
     assert "\n" not in str(error.value)

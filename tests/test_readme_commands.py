@@ -1,0 +1,160 @@
+"""Every command in every README is one that works: it parses, its files and keys exist."""
+
+import argparse
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from flwr.common.config import parse_config_args
+
+ROOT = Path(__file__).parents[1]
+PROGRAMS = ("flwr", "flower-simulation", "make", "pip", "uv", "python", "python3", "wandb")
+
+
+def pages() -> list[Path]:
+    listed = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("examples/*/README.md")]
+    return sorted([*listed, *ROOT.glob("docs/*.md")])
+
+
+def commands(page: Path) -> list[tuple[Path, list[str]]]:
+    """Return the (folder, words) of each command in a page's shell blocks, `cd` followed."""
+    found = []
+    for block in re.findall(r"```(?:bash|shell|sh)\n(.*?)```", page.read_text(), re.DOTALL):
+        folder = page.parent
+        for line in block.replace("\\\n", " ").splitlines():
+            for words in split_list(shlex.split(line, comments=True)):
+                while words and re.match(r"\w+=", words[0]):
+                    words = words[1:]
+                if words[:1] == ["cd"]:
+                    folder = folder / words[1]
+                elif words and Path(words[0]).name in PROGRAMS:
+                    found.append((folder, [Path(words[0]).name, *words[1:]]))
+    return found
+
+
+def split_list(words: list[str]) -> list[list[str]]:
+    """Split `a && b` into its commands."""
+    parts = [[]]
+    for word in words:
+        if word == "&&":
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return parts
+
+
+def all_commands() -> list[pytest.param]:
+    return [
+        pytest.param(folder, words, id=f"{page.relative_to(ROOT)}: {shlex.join(words)}"[:150])
+        for page in pages()
+        for folder, words in commands(page)
+    ]
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_are_found(page):
+    assert len(commands(page)) >= (2 if page.parent.name != "docs" else 0)
+
+
+@pytest.mark.parametrize(("folder", "words"), all_commands())
+def test_command(folder: Path, words: list[str]):
+    program, *rest = words
+    {
+        "flwr": check_flwr,
+        "flower-simulation": check_simulation,
+        "make": check_make,
+        "pip": check_pip,
+        "uv": lambda folder, rest: check_pip(folder, rest[1:]),
+        "python": check_python,
+        "python3": check_python,
+        "wandb": lambda folder, rest: None,
+    }[program](folder, rest)
+
+
+def flower(app: Path) -> dict:
+    return tomllib.loads((app / "pyproject.toml").read_text())["tool"]["flwr"]
+
+
+def check_flwr(folder: Path, rest: list[str]):
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("command", choices=["run", "build"])
+    parser.add_argument("app", nargs="?", default=".")
+    parser.add_argument("federation", nargs="?")
+    parser.add_argument("--run-config", "-c")
+    parser.add_argument("--stream", action="store_true")
+    arguments = parser.parse_args(rest)
+    app = folder / arguments.app
+    if arguments.federation:
+        assert arguments.federation in flower(app)["federations"]
+    check_run_config(folder, app, arguments.run_config)
+
+
+def check_simulation(folder: Path, rest: list[str]):
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--app", required=True)
+    parser.add_argument("--num-supernodes", type=int, required=True)
+    parser.add_argument("--backend-config", type=json.loads, default={})
+    parser.add_argument("--run-config")
+    arguments = parser.parse_args(rest)
+    assert arguments.backend_config.keys() <= {"client_resources", "init_args"}
+    check_run_config(folder, folder / arguments.app, arguments.run_config)
+
+
+def check_run_config(folder: Path, app: Path, run_config: str | None):
+    known = flatten(flower(app)["app"]["config"])
+    if run_config and run_config.endswith(".toml"):
+        run_config = str(folder / run_config)
+    changes = parse_config_args([run_config] if run_config else None)
+    assert changes or not run_config
+    for key, value in changes.items():
+        assert key in known, f"{key} is not a run-config key of {app.name}"
+        assert type(value) is type(known[key]) or (type(value), type(known[key])) == (int, float)
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def check_make(folder: Path, rest: list[str]):
+    done = subprocess.run(["make", "-n", *rest], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    variables = dict(word.split("=", 1) for word in rest if "=" in word)
+    app = ROOT / "examples" / variables.get("EXAMPLE", "advanced-pytorch")
+    assert app.is_dir()
+    if "CONFIG" in variables:
+        check_run_config(folder, app, variables["CONFIG"])
+
+
+def check_pip(folder: Path, rest: list[str]):
+    assert rest[0] == "install"
+    if "-e" in rest:
+        target = rest[rest.index("-e") + 1].split("[")[0]
+        assert (folder / target / "pyproject.toml").is_file()
+
+
+def check_python(folder: Path, rest: list[str]):
+    if rest[0] == "-m":
+        assert rest[1] in ("venv", "pytest") or importlib.util.find_spec(rest[1])
+        command = [sys.executable, *rest[:2]]
+    else:
+        assert (folder / rest[0]).is_file()
+        command = [sys.executable, rest[0]]
+    words = rest[2:] if rest[0] == "-m" else rest[1:]
+    subcommands = [word for word in words if re.fullmatch(r"[a-z]+", word)][:1]
+    if rest[1] in ("venv", "pytest"):
+        return
+    done = subprocess.run(
+        [*command, *subcommands, "--help"], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for option in (word for word in words if word.startswith("--")):
+        assert option in done.stdout

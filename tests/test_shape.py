@@ -1,0 +1,164 @@
+"""The house keeps its shape: the same examples, files, keys, pins and README order everywhere."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flower-examples"]["examples"]
+PACKAGES = {"advanced-pytorch": "pytorch_example", "flowertune-llm": "flowertune_llm"}
+COMMON_KEYS = {"num-server-rounds", "seed", "dataset", "output-dir"}
+README_ORDER = [
+    "What you learn",
+    "Expected result",
+    "Run it in one minute, offline",
+    "Run it for real",
+    "Settings",
+    "What is logged, and where files go",
+    "How it works, file by file",
+    "Resume",
+    "Deploy",
+    "Troubleshooting",
+    "What to change first when you copy it",
+]
+
+each_example = pytest.mark.parametrize("example", EXAMPLES)
+
+
+def settings(example: str) -> dict:
+    return tomllib.loads((ROOT / "examples" / example / "pyproject.toml").read_text())
+
+
+def package(example: str) -> str:
+    return PACKAGES.get(example, example.replace("-", "_"))
+
+
+def test_examples_are_those_in_the_list():
+    assert EXAMPLES
+    tracked = subprocess.run(
+        ["git", "ls-files", "examples/*/pyproject.toml"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
+    folders = [path.parent.name for path in (ROOT / "examples").glob("*/pyproject.toml")]
+    assert sorted(folders) == sorted(EXAMPLES)
+    assert not tracked or sorted(Path(path).parent.name for path in tracked) == sorted(EXAMPLES)
+
+
+@each_example
+def test_files(example):
+    folder = ROOT / "examples" / example
+    names = ["README.md", "pyproject.toml", "offline.toml", ".gitignore"]
+    names += [f"{package(example)}/{n}.py" for n in ("client_app", "server_app", "task")]
+    missing = [name for name in names if not (folder / name).is_file()]
+    assert not missing
+    assert list((folder / "tests").glob("test_*.py"))
+
+
+@each_example
+def test_flower_settings(example):
+    app = settings(example)["tool"]["flwr"]["app"]
+    assert app["components"] == {
+        "serverapp": f"{package(example)}.server_app:app",
+        "clientapp": f"{package(example)}.client_app:app",
+    }
+    assert app["config"].keys() >= COMMON_KEYS
+    federations = settings(example)["tool"]["flwr"]["federations"]
+    assert federations["default"] == "local-simulation"
+    assert {"local-simulation", "local-sim-gpu"} <= federations.keys()
+
+
+@each_example
+def test_every_key_has_its_trade_off(example):
+    text = (ROOT / "examples" / example / "pyproject.toml").read_text()
+    section = text.split("[tool.flwr.app.config]")[1].split("\n[")[0]
+    lines = [line for line in section.splitlines() if re.match(r"[\w.-]+ = ", line)]
+    assert len(lines) > 5
+    assert not [line for line in lines if " # " not in line]
+
+
+@each_example
+def test_offline_settings_are_known_keys(example):
+    keys = flatten(settings(example)["tool"]["flwr"]["app"]["config"]).keys()
+    offline = tomllib.loads((ROOT / "examples" / example / "offline.toml").read_text())
+    assert flatten(offline).keys() <= keys
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def test_one_flwr_pin():
+    def pin(path: Path) -> str:
+        [line] = re.findall(r'"(flwr\[simulation\]==[^"]+)"', path.read_text())
+        return line
+
+    pins = {pin(path) for path in [ROOT / "pyproject.toml", *ROOT.glob("*/*/pyproject.toml")]}
+    assert len(pins) == 1
+    [version] = pins
+    locked = re.findall(r"^flwr==.*$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert locked == [version.replace("[simulation]", "")]
+
+
+@each_example
+def test_dependencies_are_bounded(example):
+    dependencies = settings(example)["project"]["dependencies"]
+    assert not [d for d in dependencies if "==" not in d and not ("<" in d and ">=" in d)]
+
+
+def test_constraints_are_names_and_versions_only():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert len(lines) > 50
+    assert not [line for line in lines if not re.match(r"[\w.-]+==[\w.+!]+( ; .*)?$", line)]
+
+
+@each_example
+def test_no_import_from_outside(example):
+    """An example imports nothing of the repository but itself: people copy one folder."""
+    for path in (ROOT / "examples" / example / package(example)).rglob("*.py"):
+        modules = re.findall(r"^\s*(?:from|import) ([\w.]+)", path.read_text(), re.MULTILINE)
+        own = {m.split(".")[0] for m in modules} & {package(e) for e in EXAMPLES}
+        assert own <= {package(example)}
+        if path.name == "task.py":
+            assert not [m for m in modules if m.split(".")[0] == "flwr"]
+
+
+@each_example
+def test_readme_order(example):
+    text = (ROOT / "examples" / example / "README.md").read_text()
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == README_ORDER
+
+
+@each_example
+def test_bundle_holds_the_app_and_nothing_else(example, tmp_path):
+    """`flwr build` leaves out what runs and environments leave behind."""
+    app = tmp_path / "app"
+    shutil.copytree(
+        ROOT / "examples" / example, app, ignore=shutil.ignore_patterns("outputs", ".venv")
+    )
+    for litter in ("outputs/a/b/config.json", ".venv/lib/site.py", "wandb/x.py", "outputs/n.py"):
+        (app / litter).parent.mkdir(parents=True, exist_ok=True)
+        (app / litter).write_text("")
+    flwr = Path(sys.executable).parent / "flwr"
+    done = subprocess.run(
+        [flwr, "build", "--app", app],
+        cwd=tmp_path,
+        env=os.environ | {"FLWR_TELEMETRY_ENABLED": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    [bundle] = tmp_path.glob("*.fab")
+    names = [name for name in zipfile.ZipFile(bundle).namelist() if not name.startswith(".info")]
+    assert f"{package(example)}/client_app.py" in names
+    assert not [n for n in names if n.startswith(("outputs", ".venv", "wandb", "data"))]
+    assert not [n for n in names if Path(n).suffix not in {".py", ".toml", ".md", ""}]
+    assert bundle.stat().st_size < 200_000
