@@ -52,7 +52,7 @@ def plain_loop(dataset: str, rounds: int, threads: int) -> None:
     model = task.Net()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     velocity = {name: torch.zeros_like(value) for name, value in weights.items()}
-    heads = [torch.nn.Linear(128, 10) for _ in range(NODES)]
+    heads = [torch.nn.Linear(64, 10) for _ in range(NODES)]
     trained = set()
 
     def sample(server_round: int, fraction: float, training: bool) -> list[int]:

@@ -26,12 +26,9 @@ def default_dataset(folder: str, hub_name: str) -> str:
 
 def provenance() -> dict[str, Any]:
     """Return what someone needs to take the measurement again: command, commit, versions."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    )
     return {
         "command": " ".join(["python", *(Path(a).name if "/" in a else a for a in sys.argv)]),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
         "hardware": {
             "cores": len(os.sched_getaffinity(0)),
@@ -42,6 +39,17 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
     }
+
+
+def commit() -> str:
+    """Return the commit that was measured, marked where the measured code was changed since."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "examples", "benchmarks")
+    return git("rev-parse", "--short", "HEAD") + ("-changed" if changed else "")
 
 
 def processor() -> str:

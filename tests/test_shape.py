@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flower-examples"]["examples"]
+EXAMPLES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flower-examples"][
+    "examples"
+]
 PACKAGES = {"advanced-pytorch": "pytorch_example", "flowertune-llm": "flowertune_llm"}
 COMMON_KEYS = {"num-server-rounds", "seed", "dataset", "output-dir"}
 README_ORDER = [
@@ -92,7 +94,9 @@ def test_offline_settings_are_known_keys(example):
 def flatten(tree: dict, prefix: str = "") -> dict:
     flat = {}
     for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= (
+            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
     return flat
 
 

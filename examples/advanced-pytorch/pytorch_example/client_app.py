@@ -15,7 +15,8 @@ app = ClientApp()
 
 @app.query()
 def identify(message: Message, context: Context) -> Message:
-    """Tell which partition this node holds: node ids are random, partitions are not."""
+    """Tell which partition this node holds (node ids are random) and that it can be loaded."""
+    load_data(Config.from_run_config(context.run_config), context)
     node = MetricRecord({"partition-id": partition_id(context)})
     return Message(RecordDict({"node": node}), reply_to=message)
 

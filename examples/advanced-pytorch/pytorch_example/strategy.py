@@ -24,7 +24,7 @@ class TooFewReplies(RuntimeError):
 def collect(grid: Grid, message_ids: Iterable[str], timeout: float) -> list[Message]:
     """Return the replies that come within `timeout` seconds.
 
-    Waits a twentieth of the time spent so far between two looks, a second at most: quicker than
+    Waits a fiftieth of the time spent so far between two looks, a second at most: quicker than
     `Grid.send_and_receive`, which looks every 0.1 s in simulation and every 3 s in deployment.
     """
     pending, replies = set(message_ids), []
@@ -33,7 +33,7 @@ def collect(grid: Grid, message_ids: Iterable[str], timeout: float) -> list[Mess
         for reply in grid.pull_messages(pending):
             pending.discard(reply.metadata.reply_to_message_id)
             replies.append(reply)
-        time.sleep(min(0.005 + waited / 20, 1.0) if pending else 0)
+        time.sleep(min(0.005 + waited / 50, 1.0) if pending else 0)
     return replies
 
 

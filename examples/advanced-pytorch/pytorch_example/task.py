@@ -48,10 +48,10 @@ class Net(nn.Module):
             nn.Conv2d(16, 32, 3, stride=2, padding=1),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(32 * (IMAGE_SIZE // 4) ** 2, 128),
+            nn.Linear(32 * (IMAGE_SIZE // 4) ** 2, 64),
             nn.ReLU(),
         )
-        self.head = nn.Linear(128, num_classes)
+        self.head = nn.Linear(64, num_classes)
         # The layout in which the CPU's convolutions are fastest (1.4 times on training steps).
         self.to(memory_format=torch.channels_last)
 
@@ -93,7 +93,7 @@ def train(
     parameters = list(model.parameters())
     if personal_head is not None:
         parameters += personal_head.parameters()
-    optimizer = torch.optim.SGD(parameters, learning_rate, momentum=momentum)
+    optimizer = torch.optim.SGD(parameters, learning_rate, momentum=momentum, fused=True)
     total_loss = torch.zeros((), device=device())
     for _ in range(epochs):
         for batch in torch.randperm(len(labels)).to(device()).split(batch_size):
@@ -159,28 +159,52 @@ def load_split(dataset: str, split: str) -> Dataset:
             f"dataset = '{dataset}': needs the columns 'image' and 'label' (class labels), "
             f"has {dict(data.features)}"
         )
-    return data
+    return decode(data, dataset)
+
+
+def decode(data: Dataset, name: str) -> Dataset:
+    """Replace the column of images by one of pixels, uint8 (784,).
+
+    This happens once for each machine: the result stays in the cache of `datasets`, from where
+    every process maps it into memory. 60,000 images take 3 s the first time and none later.
+    """
+
+    def to_bytes(batch: dict[str, list]) -> dict[str, list]:
+        images = [np.asarray(image.convert("L")) for image in batch["image"]]
+        for image in images:
+            if image.shape != (IMAGE_SIZE, IMAGE_SIZE):
+                raise RuntimeError(
+                    f"dataset = '{name}': an image is {image.shape[1]}x{image.shape[0]}, "
+                    f"Net takes {IMAGE_SIZE}x{IMAGE_SIZE}"
+                )
+        return {"pixels": [image.reshape(-1) for image in images]}
+
+    pixels = datasets.List(datasets.Value("uint8"), length=IMAGE_SIZE**2)
+    features = Features({"pixels": pixels, "label": data.features["label"]})
+    others = [column for column in data.column_names if column != "label"]
+    return data.map(
+        to_bytes, batched=True, remove_columns=others, features=features, desc="Decoding"
+    )
 
 
 def num_classes(dataset: str) -> int:
     return load_split(dataset, "test").features["label"].num_classes
 
 
-def to_examples(data: Dataset, name: str) -> Examples:
-    """Decode every image once, into memory (1,000 images: 0.8 MB, 0.05 s)."""
-    columns = data[:]  # in one go: a column by itself is read item by item, ten times slower
-    images = np.stack([np.asarray(image.convert("L")) for image in columns["image"]])
-    if images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE):
-        raise RuntimeError(
-            f"{name}: images are {images.shape[1:]}, Net takes {IMAGE_SIZE}x{IMAGE_SIZE}"
-        )
-    return Examples(torch.from_numpy(images).unsqueeze(1), torch.tensor(columns["label"]))
+def to_examples(data: Dataset) -> Examples:
+    """Copy decoded data into tensors."""
+    table = data.with_format("arrow")[:]
+    images = table["pixels"].combine_chunks().flatten().to_numpy()
+    return Examples(
+        torch.tensor(images).view(-1, 1, IMAGE_SIZE, IMAGE_SIZE),
+        torch.tensor(table["label"].to_numpy()),
+    )
 
 
 @lru_cache
 def load_test(dataset: str) -> Examples:
     """Load the central test set, once for each process."""
-    return to_examples(load_split(dataset, "test"), dataset)
+    return to_examples(load_split(dataset, "test"))
 
 
 @lru_cache
@@ -218,7 +242,7 @@ def load_partition(
             f"dirichlet-alpha = {alpha}, min-partition-size = {min_partition_size}: cannot split "
             f"{partitioner.dataset.num_rows} examples into {num_partitions} partitions ({error})"
         ) from None
-    examples = to_examples(partition, f"{dataset}, partition {partition_id}")
+    examples = to_examples(partition)
     order = torch.from_numpy(
         np.random.default_rng((seed, partition_id)).permutation(len(partition))
     )
