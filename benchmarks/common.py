@@ -27,7 +27,7 @@ def default_dataset(folder: str, hub_name: str) -> str:
 def provenance() -> dict[str, Any]:
     """Return what someone needs to take the measurement again: command, commit, versions."""
     return {
-        "command": " ".join(["python", *(Path(a).name if "/" in a else a for a in sys.argv)]),
+        "command": command(),
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
         "hardware": {
@@ -39,6 +39,13 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
     }
+
+
+def command() -> str:
+    """Return the command that was given, without the paths of this machine."""
+    script = Path(sys.argv[0]).resolve().relative_to(ROOT)
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return " ".join(["python", str(script), *words])
 
 
 def commit() -> str:

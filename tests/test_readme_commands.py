@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from flwr.common.config import parse_config_args
+from repository import flatten
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("flwr", "flower-simulation", "make", "pip", "uv", "python", "python3", "wandb")
@@ -115,15 +116,6 @@ def check_run_config(folder: Path, app: Path, run_config: str | None):
     for key, value in changes.items():
         assert key in known, f"{key} is not a run-config key of {app.name}"
         assert type(value) is type(known[key]) or (type(value), type(known[key])) == (int, float)
-
-
-def flatten(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        flat |= (
-            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return flat
 
 
 def check_make(folder: Path, rest: list[str]):

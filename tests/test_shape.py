@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from repository import flatten
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flower-examples"][
@@ -89,15 +90,6 @@ def test_offline_settings_are_known_keys(example):
     keys = flatten(settings(example)["tool"]["flwr"]["app"]["config"]).keys()
     offline = tomllib.loads((ROOT / "examples" / example / "offline.toml").read_text())
     assert flatten(offline).keys() <= keys
-
-
-def flatten(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        flat |= (
-            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return flat
 
 
 def test_one_flwr_pin():

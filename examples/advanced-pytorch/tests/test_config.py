@@ -1,28 +1,17 @@
 """Wrong values are refused by name, with what is allowed."""
 
-import tomllib
-from pathlib import Path
-
 import pytest
 from pytorch_example.config import Config
 
-APP = Path(__file__).parents[1]
 
-
-def run_config() -> dict:
-    flower = tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    wandb = flower.pop("wandb")
-    return flower | {f"wandb.{key}": value for key, value in wandb.items()}
-
-
-def test_defaults_are_valid():
-    config = Config.from_run_config(run_config())
+def test_defaults_are_valid(run_config):
+    config = Config.from_run_config(run_config)
     assert config.num_server_rounds == 10
     assert config.wandb_mode == "auto"
 
 
-def test_every_key_is_read():
-    assert len(run_config()) == len(Config.__dataclass_fields__)
+def test_every_key_is_read(run_config):
+    assert len(run_config) == len(Config.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(
@@ -49,17 +38,16 @@ def test_every_key_is_read():
         ("wandb.mode", "sometimes"),
     ],
 )
-def test_wrong_values_are_named(key, value):
+def test_wrong_values_are_named(run_config, key, value):
     with pytest.raises(ValueError, match=f"{key} = {value!r} is not valid; allowed: "):
-        Config.from_run_config(run_config() | {key: value})
+        Config.from_run_config(run_config | {key: value})
 
 
-def test_missing_key_is_named():
-    config = run_config()
-    del config["seed"]
+def test_missing_key_is_named(run_config):
+    del run_config["seed"]
     with pytest.raises(ValueError, match="'seed' is missing"):
-        Config.from_run_config(config)
+        Config.from_run_config(run_config)
 
 
-def test_whole_numbers_serve_as_numbers():
-    assert Config.from_run_config(run_config() | {"momentum": 0}).momentum == 0.0
+def test_whole_numbers_serve_as_numbers(run_config):
+    assert Config.from_run_config(run_config | {"momentum": 0}).momentum == 0.0

@@ -18,7 +18,7 @@ APP = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 ONE_CPU = '{"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}'
 # The number that the README promises after 10 rounds on the digits, seed 42.
-PROMISED_ACCURACY, TOLERANCE = 0.886, 0.03
+PROMISED_ACCURACY, TOLERANCE = 0.93, 0.03
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills processes by their POSIX group")
 
@@ -195,7 +195,7 @@ def test_bad_clients_cost_only_their_own_contribution(faulty_app, tmp_path):
             "the disk is full",
             "head.weight holds NaN or infinity",
             "head.weight holds NaN or infinity",
-            r"head.weight has shape \(9, 128\), not \(10, 128\)",
+            r"head.weight has shape \(9, 64\), not \(10, 64\)",
             "train_loss = nan",
             "num-examples = 0",
         ]

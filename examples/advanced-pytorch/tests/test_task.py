@@ -57,7 +57,7 @@ def test_training_repeats_exactly():
 
 def test_personal_head_leaves_the_shared_model_alone():
     models, losses, data = [], [], load(0, num_partitions=1)[0]
-    for head in (None, nn.Linear(128, 10)):
+    for head in (None, nn.Linear(64, 10)):
         torch.manual_seed(0)
         models.append(task.Net())
         losses.append(task.train(models[-1], data, personal_head=head, **HYPERPARAMETERS))

@@ -3,13 +3,11 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from pytorch_example import tracking
 from pytorch_example.checkpoint import RunFolder, RunState
 from pytorch_example.config import Config
-from test_config import run_config
 
 ENTRY = {
     "round": 1,
@@ -40,12 +38,12 @@ def read_run(path) -> dict[str, float]:
     return metrics
 
 
-def test_auto_without_a_login_is_a_real_offline_run(no_login, tmp_path, caplog):
-    config = Config.from_run_config(run_config())
+def test_auto_without_a_login_is_a_real_offline_run(no_login, run_config, tmp_path, caplog):
+    config = Config.from_run_config(run_config)
     folder = RunFolder(tmp_path / "2026-01-31" / "12-00-00")
     folder.path.mkdir(parents=True)
     caplog.set_level("INFO")
-    with tracking.tracker(config, folder, RunState(run_config())) as log_round:
+    with tracking.tracker(config, folder, RunState(run_config)) as log_round:
         log_round(ENTRY)
     [file] = folder.path.glob("wandb/offline-run-*/*.wandb")
     metrics = read_run(file)
@@ -68,12 +66,12 @@ def test_login_is_found_where_wandb_leaves_it(no_login, monkeypatch, tmp_path):
     assert tracking.has_login()
 
 
-def test_disabled_does_not_import_wandb():
+def test_disabled_does_not_import_wandb(run_config):
     script = (
         "import sys\n"
-        "from test_tracking import *\n"
-        "config = Config.from_run_config(run_config() | {'wandb.mode': 'disabled'})\n"
-        "with tracking.tracker(config, None, None) as log_round: log_round(ENTRY)\n"
+        "from pytorch_example import config, tracking\n"
+        f"settings = config.Config.from_run_config({run_config | {'wandb.mode': 'disabled'}})\n"
+        "with tracking.tracker(settings, None, None) as log_round: log_round({})\n"
         "assert 'wandb' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parent)
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,34 @@
+"""Seconds and accuracy of each example's offline run, as `make run` does it."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import ROOT, provenance, write_result
+
+sys.path.insert(0, str(ROOT / "tools"))
+from repository import example_names
+
+
+def main() -> None:
+    examples = {}
+    for name in example_names():
+        command = [sys.executable, ROOT / "tools" / "run_example.py", name]
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.monotonic()
+            done = subprocess.run(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+            seconds = time.monotonic() - began
+            if done.returncode != 0:
+                raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
+            [results] = Path(folder).glob("outputs/*/*/results.json")
+            last = json.loads(results.read_text())[-1]["evaluate_metrics_serverapp"]
+        examples[name] = {"seconds": seconds, "accuracy": last["accuracy"]}
+        print(name, examples[name])
+    write_result("offline", provenance() | {"examples": examples})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""The make targets: each has its line of help, and a failing app fails."""
+
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def make(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_help_lists_every_target_with_one_line():
+    text = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^([a-z][\w-]*):", text, re.MULTILINE)
+    listed = [line.split(None, 1) for line in make("help").stdout.splitlines()]
+    assert [name for name, _ in listed] == targets
+    assert all(explanation for _, explanation in listed)
+    assert {"help", "run", "test", "check", "bench", "results", "lock", "clean"} <= set(targets)
+
+
+def test_unknown_example_is_named():
+    done = make("run", "EXAMPLE=nope")
+    assert done.returncode != 0
+    assert "EXAMPLE=nope: no such example; there are advanced-pytorch" in done.stderr
+
+
+def test_a_failing_app_makes_run_fail():
+    done = make("run", "CONFIG=min-replies=3 learning-rate=-1.0")
+    assert done.returncode != 0
+    assert "learning-rate = -1.0 is not valid" in done.stdout + done.stderr
+    assert "advanced-pytorch: FAILED" in done.stdout

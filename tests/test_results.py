@@ -1,0 +1,35 @@
+"""What the READMEs say is what was measured."""
+
+import json
+import re
+
+import pytest
+from repository import ROOT
+
+import results
+
+
+@pytest.mark.parametrize("page", results.pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_page_is_as_generated(page):
+    assert page.read_text() == results.render(page), "run `make results`"
+
+
+def test_every_place_is_marked():
+    for page in results.pages():
+        marked = re.findall(r"<!-- begin: ([\w-]+) -->", page.read_text())
+        assert sorted(marked) == sorted(results.blocks(page))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda p: p.stem)
+def test_result_says_how_it_was_taken(path):
+    measured = json.loads(path.read_text())
+    keys = {"command", "commit", "date", "hardware", "python", "packages"}
+    assert keys <= measured.keys()
+    assert not measured["commit"].endswith("-changed")
+
+
+def test_accuracy_is_what_was_promised():
+    """0.82 after 10 rounds and 0.87 after 50 are the floor; see the README for the figures."""
+    means = {n: results.accuracies("advanced-pytorch", n)["centralized"] for n in (10, 50)}
+    assert sum(means[10]) / len(means[10]) >= 0.82
+    assert sum(means[50]) / len(means[50]) >= 0.87
