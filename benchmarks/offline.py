@@ -1,5 +1,6 @@
 """Seconds and accuracy of each example's offline run, as `make run` does it."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from repository import example_names
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     examples = {}
     for name in example_names():
         command = [sys.executable, ROOT / "tools" / "run_example.py", name]

@@ -1,7 +1,6 @@
 """Every command in every README is one that works: it parses, its files and keys exist."""
 
 import argparse
-import importlib.util
 import json
 import re
 import shlex
@@ -136,18 +135,19 @@ def check_pip(folder: Path, rest: list[str]):
 
 
 def check_python(folder: Path, rest: list[str]):
-    if rest[0] == "-m":
-        assert rest[1] in ("venv", "pytest") or importlib.util.find_spec(rest[1])
-        command = [sys.executable, *rest[:2]]
-    else:
-        assert (folder / rest[0]).is_file()
-        command = [sys.executable, rest[0]]
-    words = rest[2:] if rest[0] == "-m" else rest[1:]
-    subcommands = [word for word in words if re.fullmatch(r"[a-z]+", word)][:1]
-    if rest[1] in ("venv", "pytest"):
+    """A script or module exists, and its --help knows the subcommand and options given."""
+    named = 2 if rest[0] == "-m" else 1
+    program, words = rest[:named], rest[named:]
+    if program[-1] in ("venv", "pytest"):
         return
+    if named == 1:
+        assert (folder / program[0]).is_file()
+    subcommand = [word for word in words[:1] if not word.startswith("-")]
     done = subprocess.run(
-        [*command, *subcommands, "--help"], cwd=folder, capture_output=True, text=True
+        [sys.executable, *program, *subcommand, "--help"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     for option in (word for word in words if word.startswith("--")):

@@ -95,6 +95,7 @@ class RunFolder:
         self.results = self.path / "results.json"
         self.config = self.path / "config.json"
         self.curves = self.path / "curves.png"
+        self.saved_round = -1
 
     @classmethod
     def create(cls, output_dir: str) -> Self:
@@ -134,6 +135,7 @@ class RunFolder:
             metadata = {"round": str(state.round), "accuracy": str(state.best_accuracy)}
             write_whole(self.model, safetensors.numpy.save(state.arrays, metadata))
         state.save(self.checkpoint)
+        self.saved_round = state.round
         write_json(self.results, state.history)
 
 

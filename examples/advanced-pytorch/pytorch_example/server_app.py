@@ -25,7 +25,6 @@ def main(grid: Grid, context: Context) -> None:
     torch.manual_seed(config.seed)
     model = task.Net(task.num_classes(config.dataset))
     folder, state = open_run(config, dict(context.run_config))
-    log(INFO, "Outputs: %s", folder.path)
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         model.load_state_dict(arrays.to_torch_state_dict())
@@ -48,7 +47,12 @@ def main(grid: Grid, context: Context) -> None:
                 evaluate_fn=evaluate,
             )
         except Exception:
-            log(ERROR, "Stopped; round %d is safe: resume-from='%s'", state.round, folder.path)
+            log(
+                ERROR,
+                "Stopped; round %d is safe: resume-from='%s'",
+                folder.saved_round,
+                folder.path,
+            )
             raise
         finally:
             if state.history:
@@ -57,7 +61,7 @@ def main(grid: Grid, context: Context) -> None:
     log(INFO, "Results: %s", folder.results)
     log(INFO, "Curves:  %s", folder.curves)
     log(INFO, "Model:   %s (round %d)", folder.model, state.best_round)
-    last = state.history[-1]["evaluate_metrics_serverapp"]["accuracy"]
+    last = state.history[-1]["evaluate_metrics_serverapp"].get("accuracy", float("nan"))
     log(INFO, "Centralized accuracy: %.4f, best %.4f", last, state.best_accuracy)
     log(INFO, "Outputs: %s", folder.path)
 
@@ -67,10 +71,12 @@ def open_run(config: Config, run_config: dict) -> tuple[RunFolder, RunState]:
     if config.resume_from:
         folder = RunFolder(Path(config.resume_from))
         state = folder.load(run_config)
+        log(INFO, "Outputs: %s", folder.path)
         log(INFO, "Resuming after round %d of %d", state.round, config.num_server_rounds)
         if state.round >= 0:
             folder.save(state)  # the other files may be a round behind the checkpoint
     else:
         folder, state = RunFolder.create(config.output_dir), RunState(run_config)
+        log(INFO, "Outputs: %s", folder.path)
     write_json(folder.config, run_config)
     return folder, state

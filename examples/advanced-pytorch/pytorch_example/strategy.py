@@ -12,29 +12,13 @@ from flwr.serverapp.strategy import FedAvg, Result
 
 from pytorch_example.checkpoint import RunState
 from pytorch_example.config import PERSONAL_HEAD, Config
-from pytorch_example.replies import NamedArrays, problems, to_numpy, to_record
+from pytorch_example.replies import NamedArrays, collect, problems, to_numpy, to_record
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
 class TooFewReplies(RuntimeError):
     """Fewer than `min-replies` clients sent something that can be used."""
-
-
-def collect(grid: Grid, message_ids: Iterable[str], timeout: float) -> list[Message]:
-    """Return the replies that come within `timeout` seconds.
-
-    Waits a fiftieth of the time spent so far between two looks, a second at most: quicker than
-    `Grid.send_and_receive`, which looks every 0.1 s in simulation and every 3 s in deployment.
-    """
-    pending, replies = set(message_ids), []
-    began = time.monotonic()
-    while pending and (waited := time.monotonic() - began) < timeout:
-        for reply in grid.pull_messages(pending):
-            pending.discard(reply.metadata.reply_to_message_id)
-            replies.append(reply)
-        time.sleep(min(0.005 + waited / 50, 1.0) if pending else 0)
-    return replies
 
 
 class CustomFedAvg(FedAvg):
@@ -92,16 +76,18 @@ class CustomFedAvg(FedAvg):
             self.state.arrays = to_numpy(arrays)
             result.train_metrics_clientapp[server_round] = metrics
 
-            messages = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
-            pending = grid.push_messages(messages)
-            central = evaluate_fn(server_round, arrays) if evaluate_fn else None  # meanwhile
-            replies = collect(grid, pending, timeout)
+            central = None
             try:
-                metrics = self.aggregate_evaluate(server_round, replies)
+                messages = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
+                pending = grid.push_messages(messages)
+                central = evaluate_fn(server_round, arrays) if evaluate_fn else None  # meanwhile
+                metrics = self.aggregate_evaluate(server_round, collect(grid, pending, timeout))
                 result.evaluate_metrics_clientapp[server_round] = metrics or MetricRecord()
-            finally:  # too few evaluations end the run, but do not lose the new model
-                self.end_round(server_round, result, central)
-                log(INFO, "Round took %.2f s", time.perf_counter() - began)
+            except TooFewReplies:
+                self.end_round(server_round, result, central)  # the new model is not lost
+                raise
+            self.end_round(server_round, result, central)
+            log(INFO, "Round took %.2f s", time.perf_counter() - began)
 
         result.arrays = to_record(self.state.arrays)
         return result
@@ -121,9 +107,9 @@ class CustomFedAvg(FedAvg):
         state = self.state
         state.round = server_round
         state.history.append({"round": server_round} | entry)
-        if central is None or central["accuracy"] > state.best_accuracy:
-            state.best_round = server_round
-            state.best_accuracy = central["accuracy"] if central else state.best_accuracy
+        accuracy = central["accuracy"] if central else -1.0
+        if accuracy >= state.best_accuracy:
+            state.best_round, state.best_accuracy = server_round, accuracy
         self.on_round_end()
 
     def configure_train(

@@ -2,11 +2,13 @@
 
 import netrc
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from logging import INFO, WARNING
+from logging import INFO
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies
 
 from flwr.common import log
 
@@ -16,47 +18,69 @@ from pytorch_example.config import Config
 LogRound = Callable[[dict[str, Any]], None]
 
 
+def server() -> SplitResult:
+    return urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+
+
 def has_login() -> bool:
     """Look where `wandb login` leaves its key, without asking the user or the network."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(server().hostname) is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def is_reachable() -> bool:
+    """Try to connect, for 3 s: W&B itself would wait for minutes."""
+    if getproxies().get(server().scheme):
+        return True
+    port = server().port or (443 if server().scheme == "https" else 80)
+    try:
+        socket.create_connection((server().hostname, port), timeout=3).close()
+    except OSError:
+        return False
+    return True
+
+
+def choose_mode(config: Config) -> str:
+    """Return "online", "offline" or "disabled", and say what "auto" has found."""
+    if config.wandb_mode != "auto":
+        return config.wandb_mode
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode
+    if not has_login():
+        log(INFO, "W&B: no login found (`wandb login`), so offline")
+        return "offline"
+    if not is_reachable():
+        log(INFO, "W&B: %s cannot be reached, so offline", server().hostname)
+        return "offline"
+    return "online"
 
 
 @contextmanager
 def tracker(config: Config, folder: RunFolder, state: RunState) -> Iterator[LogRound]:
     """Yield a function that logs one entry of results.json."""
-    mode = config.wandb_mode
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if has_login() else "offline")
+    mode = choose_mode(config)
     if mode == "disabled":
         yield lambda entry: None
         return
 
     import wandb  # only here: it takes a second, and not everyone wants it
 
-    options = {
-        "project": config.wandb_project,
-        "name": "-".join(folder.path.parts[-2:]),
-        "id": state.run_id,
-        "dir": folder.path,
-        "config": state.config,
-        "settings": wandb.Settings(silent=True, init_timeout=30),
-    }
-    try:
-        run = wandb.init(mode=mode, resume="allow" if mode == "online" else None, **options)
-    except wandb.errors.CommError as error:
-        if config.wandb_mode == "online":
-            raise
-        log(WARNING, "W&B cannot be reached, carrying on offline: %s", error)
-        mode = "offline"
-        run = wandb.init(mode=mode, **options)
+    run = wandb.init(
+        project=config.wandb_project,
+        name="-".join(folder.path.parts[-2:]),
+        id=state.run_id,
+        dir=folder.path,
+        config=state.config,
+        mode=mode,
+        resume="allow" if mode == "online" else None,
+        settings=wandb.Settings(silent=True),
+    )
     with run:
-        later = f"offline; later: wandb sync {run.dir.removesuffix('/files')}"
+        later = f"to upload it later: wandb sync {run.dir.removesuffix('/files')}"
         log(INFO, "W&B: %s", run.url if mode == "online" else later)
         yield lambda entry: run.log(named_metrics(entry), step=entry["round"])
         if folder.model.is_file():

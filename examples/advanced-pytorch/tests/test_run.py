@@ -188,6 +188,7 @@ def faulty_app(tmp_path) -> Path:
 
 def test_bad_clients_cost_only_their_own_contribution(faulty_app, tmp_path):
     config = offline(num_server_rounds=2, fraction_train=1.0, min_replies=2)
+    config = config.replace('wandb.mode="disabled"', 'wandb.mode="offline"')
     done = run(simulation(faulty_app, config, nodes=8), tmp_path)
     assert done.returncode == 0, done.stdout
     for partition, problem in enumerate(
@@ -203,6 +204,7 @@ def test_bad_clients_cost_only_their_own_contribution(faulty_app, tmp_path):
         assert re.search(f"Partition {partition} left out of training: .*{problem}", done.stdout)
     results = json.loads((only_run(tmp_path) / "results.json").read_text())
     assert len(results) == 3
+    assert list(only_run(tmp_path).glob("wandb/offline-run-*/*.wandb"))
     assert results[2]["evaluate_metrics_serverapp"]["loss"] < 10
 
 

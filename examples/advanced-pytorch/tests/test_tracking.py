@@ -53,6 +53,7 @@ def test_auto_without_a_login_is_a_real_offline_run(no_login, run_config, tmp_pa
     assert metrics["federated_evaluate_loss"] == 1.25
     assert metrics["federated_evaluate_personal_accuracy"] == 0.75
     assert metrics["train_loss"] == 1.5
+    assert "no login found" in caplog.text
     assert f"wandb sync {file.parent}" in caplog.text
 
 
@@ -64,6 +65,14 @@ def test_login_is_found_where_wandb_leaves_it(no_login, monkeypatch, tmp_path):
     assert not tracking.has_login()
     monkeypatch.setenv("WANDB_API_KEY", "0123")
     assert tracking.has_login()
+
+
+def test_login_without_a_network_is_offline(no_login, run_config, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setenv("WANDB_API_KEY", "0123")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    assert tracking.choose_mode(Config.from_run_config(run_config)) == "offline"
+    assert "127.0.0.1 cannot be reached" in caplog.text
 
 
 def test_disabled_does_not_import_wandb(run_config):
