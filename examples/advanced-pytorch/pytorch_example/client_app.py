@@ -71,12 +71,13 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def partition_id(context: Context) -> int:
-    if "partition-id" not in context.node_config:
+    node = context.node_config
+    if not 0 <= int(node.get("partition-id", -1)) < int(node.get("num-partitions", 0)):
         raise RuntimeError(
-            "this SuperNode does not say which partition it holds; start it with "
-            '--node-config "partition-id=0 num-partitions=2"'
+            f"this SuperNode's node-config {dict(node)} does not say which partition it holds; "
+            'start it with --node-config "partition-id=0 num-partitions=2"'
         )
-    return int(context.node_config["partition-id"])
+    return int(node["partition-id"])
 
 
 def derive_seed(*parts: int) -> int:

@@ -170,7 +170,11 @@ class CustomFedAvg(FedAvg):
                 log(WARNING, "Node %d left out: %s", node_id, reply.error.reason)
             else:
                 self.partitions[node_id] = int(reply.content["node"]["partition-id"])
-        return {self.partitions[node]: node for node in node_ids if node in self.partitions}
+        known = [node_id for node_id in node_ids if node_id in self.partitions]
+        nodes = {self.partitions[node_id]: node_id for node_id in known}
+        if len(nodes) < len(known):
+            log(WARNING, "%d nodes hold only %d partitions: some are idle", len(known), len(nodes))
+        return nodes
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
