@@ -84,7 +84,10 @@ def advanced_pytorch_speed() -> str:
         "example": "**this example**, 2 workers of 1 thread",
         "straightforward": "straightforward Flower app: PIL, transforms and DataLoader each round",
     }
-    rows = [[text, f"{seconds[name]:.2f}"] for name, text in names.items()]
+    rows = []
+    for name, text in names.items():
+        each = ", ".join(f"{mean(run['round_seconds'][1:]):.2f}" for run in runs[name])
+        rows.append([text, f"{seconds[name]:.2f} ({each})"])
     parts = {
         name: mean(run["parts"][name] for run in runs["example"])
         for name in ("train", "evaluate", "central and saving")
@@ -92,7 +95,7 @@ def advanced_pytorch_speed() -> str:
     ideal = mean(run["parts"]["train"] for run in runs["plain, 1 thread"]) / 2
     start = mean(run["round_seconds"][0] for run in runs["example"])
     return (
-        f"{table(['the same work', 'seconds a round'], rows)}\n\n"
+        f"{table(['the same work', 'seconds a round: median (each run)'], rows)}\n\n"
         f"That is {summary['example_over_plain']:.2f} times the faster plain loop, which uses both "
         f"cores less well than two workers do, and {summary['straightforward_over_example']:.1f} "
         f"times as fast as the straightforward app. Of a round, {parts['train']:.2f} s are "

@@ -164,6 +164,8 @@ class CustomFedAvg(FedAvg):
             time.sleep(0.5)
         new = [node_id for node_id in node_ids if node_id not in self.partitions]
         questions = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in new]
+        if new:
+            log(INFO, "Asking %d nodes for their partition; their workers may yet start", len(new))
         for reply in collect(grid, grid.push_messages(questions), self.config.round_timeout):
             node_id = reply.metadata.src_node_id
             if reply.has_error():
