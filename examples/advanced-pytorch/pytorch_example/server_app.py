@@ -21,10 +21,19 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     config = Config.from_run_config(context.run_config)
-    test_data = task.load_test(config.dataset)
+    run_config = dict(context.run_config)
+    earlier = RunFolder(Path(config.resume_from)) if config.resume_from else None
+    state = earlier.load(run_config) if earlier else RunState(run_config)
+    test_data = task.load_test(config.dataset)  # before anything is written
+    folder = earlier or RunFolder.create(config.output_dir)
+    log(INFO, "Outputs: %s", folder.path)
+    if earlier:
+        log(INFO, "Resuming after round %d of %d", state.round, config.num_server_rounds)
+    if state.round >= 0:
+        folder.save(state)  # the other files may be a round behind the checkpoint
+    write_json(folder.config, run_config)
     torch.manual_seed(config.seed)
     model = task.Net(task.num_classes(config.dataset))
-    folder, state = open_run(config, dict(context.run_config))
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         model.load_state_dict(arrays.to_torch_state_dict())
@@ -64,19 +73,3 @@ def main(grid: Grid, context: Context) -> None:
     last = state.history[-1]["evaluate_metrics_serverapp"].get("accuracy", float("nan"))
     log(INFO, "Centralized accuracy: %.4f, best %.4f", last, state.best_accuracy)
     log(INFO, "Outputs: %s", folder.path)
-
-
-def open_run(config: Config, run_config: dict) -> tuple[RunFolder, RunState]:
-    """Return the folder of a new run, or the one to resume with the state it has reached."""
-    if config.resume_from:
-        folder = RunFolder(Path(config.resume_from))
-        state = folder.load(run_config)
-        log(INFO, "Outputs: %s", folder.path)
-        log(INFO, "Resuming after round %d of %d", state.round, config.num_server_rounds)
-        if state.round >= 0:
-            folder.save(state)  # the other files may be a round behind the checkpoint
-    else:
-        folder, state = RunFolder.create(config.output_dir), RunState(run_config)
-        log(INFO, "Outputs: %s", folder.path)
-    write_json(folder.config, run_config)
-    return folder, state

@@ -149,9 +149,10 @@ def load_split(dataset: str, split: str) -> Dataset:
             data = datasets.load_dataset(dataset, split=split)
         except Exception as error:  # the Hub's client has no common base class for its errors
             raise RuntimeError(
-                f"dataset = '{dataset}': cannot load its '{split}' split "
-                f"({type(error).__name__}: {str(error).splitlines()[0]}). Without a network use "
-                "--run-config offline.toml, or set dataset to a local folder."
+                f"dataset = '{dataset}': cannot load its '{split}' split; no such folder, no such "
+                "dataset on the Hub, or the Hub cannot be reached. Without a network use "
+                "--run-config offline.toml, or set dataset to a local folder. "
+                f"({type(error).__name__}: {str(error).splitlines()[0]})"
             ) from None
     if not isinstance(data.features.get("label"), ClassLabel) or "image" not in data.features:
         raise RuntimeError(

@@ -136,6 +136,15 @@ def test_bad_value_ends_the_run_before_it_starts(tmp_path):
     assert not (tmp_path / "outputs").exists()
 
 
+def test_resume_with_another_config_names_the_key(finished, tmp_path):
+    folder, _ = finished
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    done = run(simulation(APP, offline(resume_from=str(folder), dataset="nowhere")), tmp_path)
+    assert done.returncode != 0
+    assert f"dataset was 'digits' in {folder} and is 'nowhere' now; set it back" in done.stdout
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
 FAULTY_CLIENT = """
 import os, signal
 from flwr.app import ArrayRecord, Array, MessageType
