@@ -21,7 +21,7 @@ ONE_CPU = '{"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}'
 def default_dataset(folder: str, hub_name: str) -> str:
     """Return the real dataset under FLOWER_EXAMPLES_DATA if there is one, else its Hub name."""
     local = Path(os.environ.get("FLOWER_EXAMPLES_DATA", "."), folder)
-    return str(local.resolve()) if local.is_dir() else hub_name
+    return str(local.resolve()) if local.exists() else hub_name
 
 
 def provenance() -> dict[str, Any]:

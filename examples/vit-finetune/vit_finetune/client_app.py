@@ -1,0 +1,114 @@
+"""The client: computes features of its own images once, then trains and tests the head on them."""
+
+import math
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from vit_finetune import task
+from vit_finetune.config import Config
+
+app = ClientApp()
+
+
+@app.query()
+def identify(message: Message, context: Context) -> Message:
+    """Tell which partition this node holds: node ids are random."""
+    node = MetricRecord({"partition-id": partition_id(context)})
+    return Message(RecordDict({"node": node}), reply_to=message)
+
+
+@app.query("extract")
+def extract(message: Message, context: Context) -> Message:
+    """Have the features ready; report what was computed, and the features' moments if asked."""
+    config = Config.from_run_config(context.run_config)
+    data = load_data(config, context)
+    report = data.report
+    metrics = {
+        "images": len(data.training.labels) + len(data.held_out.labels),
+        "computed": report.computed,
+        "seconds": report.seconds,
+        "skipped": report.skipped,
+    }
+    notes = ConfigRecord({"notes": report.notes or ["none"]})
+    content = RecordDict({"metrics": MetricRecord(metrics), "notes": notes})
+    if message.content["config"]["moments"]:
+        moments = task.moments(data.training)
+        content["moments"] = ArrayRecord({name: Array(value) for name, value in moments.items()})
+    return Message(content, reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train the global head on the local features."""
+    config = Config.from_run_config(context.run_config)
+    data = load_data(config, context)
+    head = load_head(message, config, data)
+    server_round = message.content["config"]["server-round"]
+    loss = task.train(
+        head,
+        data.training,
+        epochs=config.local_epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        momentum=config.momentum,
+        label_smoothing=config.label_smoothing,
+        seed=derive_seed(config.seed, server_round, partition_id(context)),
+    )
+    if not math.isfinite(loss):
+        raise RuntimeError(f"training loss is {loss}; try a smaller learning-rate or momentum")
+    metrics = {"train_loss": loss, "num-examples": len(data.training.labels)}
+    content = {
+        "arrays": ArrayRecord(head.linear.state_dict()),
+        "metrics": MetricRecord(metrics),
+    }
+    return Message(RecordDict(content), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Test the global head on held-out local images."""
+    config = Config.from_run_config(context.run_config)
+    data = load_data(config, context)
+    loss, accuracy = task.evaluate(load_head(message, config, data), data.held_out)
+    metrics = {"eval_loss": loss, "eval_acc": accuracy, "num-examples": len(data.held_out.labels)}
+    return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
+
+def partition_id(context: Context) -> int:
+    node = context.node_config
+    if not 0 <= int(node.get("partition-id", -1)) < int(node.get("num-partitions", 0)):
+        raise RuntimeError(
+            f"this SuperNode's node-config {dict(node)} does not say which partition it holds; "
+            'start it with --node-config "partition-id=0 num-partitions=2"'
+        )
+    return int(node["partition-id"])
+
+
+def derive_seed(*parts: int) -> int:
+    """Return an independent seed for each combination of whole numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def load_data(config: Config, context: Context) -> task.Partition:
+    return task.load_partition(
+        config, partition_id(context), int(context.node_config["num-partitions"])
+    )
+
+
+def load_head(message: Message, config: Config, data: task.Partition) -> task.Head:
+    """Return the global head from a message, checked against the local data and backbone."""
+    arrays = message.content["arrays"].to_torch_state_dict()
+    classes, width = arrays["weight"].shape
+    if classes != data.num_classes:
+        raise RuntimeError(
+            f"dataset = '{config.dataset}' has {data.num_classes} classes here, the global head "
+            f"{classes}: every site needs the same list of class labels"
+        )
+    if width != (own := task.load_backbone(config).width):
+        raise RuntimeError(f"model.name = '{config.model_name}' gives {own} features, not {width}")
+    statistics = message.content["statistics"].to_torch_state_dict()
+    head = task.Head(width, classes, task.Statistics(statistics["mean"], statistics["scale"]))
+    head.linear.load_state_dict(arrays)
+    return head

@@ -1,0 +1,164 @@
+"""The head: the data it sees, training and testing. Plain PyTorch."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from vit_finetune import dataset
+from vit_finetune.config import Config
+from vit_finetune.dataset import Images
+from vit_finetune.features import FeatureCache, LiveFeatures, Report, Source, readable_rows
+from vit_finetune.models import Backbone, device
+
+
+class Statistics(NamedTuple):
+    """Mean (width,) of the features, and the factor (width,) that scales them to length 1."""
+
+    mean: Tensor
+    scale: Tensor
+
+
+class Head(nn.Module):
+    """A linear classifier of standardised features; it starts at zero, so at equal odds.
+
+    Features of a ViT share a large mean and differ in spread, which slows a linear head down;
+    with both taken out, and the length brought to 1, one learning rate fits every width.
+    Such features need no bias.
+    """
+
+    def __init__(self, width: int, num_classes: int, statistics: Statistics) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, num_classes, bias=False)
+        nn.init.zeros_(self.linear.weight)
+        self.mean, self.scale = (value.to(device(), torch.float32) for value in statistics)
+        self.to(device())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (N, width) to logits (N, num_classes)."""
+        return self.linear((features - self.mean) * self.scale)
+
+
+class Partition(NamedTuple):
+    """One client's data: what it trains on, what it tests on (maybe nothing), and a report."""
+
+    training: Source
+    held_out: Source
+    num_classes: int
+    report: Report
+
+
+def train(
+    head: Head,
+    source: Source,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    momentum: float,
+    label_smoothing: float,
+    seed: int,
+) -> float:
+    """Train the head in place and return the mean training loss."""
+    torch.manual_seed(seed)
+    head.train()
+    optimizer = torch.optim.SGD(head.parameters(), learning_rate, momentum=momentum, fused=True)
+    total_loss = torch.zeros((), device=device())
+    for _ in range(epochs):
+        for rows in torch.randperm(len(source.labels)).to(device()).split(batch_size):
+            optimizer.zero_grad()
+            logits = head(source.batch(rows, augment=True))
+            loss = cross_entropy(logits, source.labels[rows], label_smoothing=label_smoothing)
+            loss.backward()
+            optimizer.step()
+            total_loss += loss.detach() * len(rows)
+    return total_loss.item() / (epochs * len(source.labels))
+
+
+@torch.inference_mode()
+def evaluate(head: Head, source: Source) -> tuple[float, float]:
+    """Return mean loss and accuracy."""
+    head.eval()
+    totals = torch.zeros(2, device=device())
+    for rows in torch.arange(len(source.labels), device=device()).split(source.evaluation_batch):
+        logits, target = head(source.batch(rows)), source.labels[rows]
+        totals[0] += cross_entropy(logits, target, reduction="sum")
+        totals[1] += (logits.argmax(1) == target).sum()
+    loss, accuracy = (totals / len(source.labels)).tolist()
+    return loss, accuracy
+
+
+@torch.inference_mode()
+def moments(source: Source) -> dict[str, np.ndarray]:
+    """Return count, sum and sum of squares of the features, float64: they add over clients."""
+    rows = torch.arange(len(source.labels), device=device())
+    parts = [source.batch(r).double() for r in rows.split(source.evaluation_batch)]
+    return {
+        "count": np.array([len(rows)], np.float64),
+        "sum": sum(part.sum(0) for part in parts).cpu().numpy(),
+        "squares": sum((part**2).sum(0) for part in parts).cpu().numpy(),
+    }
+
+
+def statistics(total: dict[str, np.ndarray]) -> Statistics:
+    """Turn moments, summed over clients, into what the head standardises features with."""
+    mean = total["sum"] / total["count"]
+    spread = np.sqrt(np.maximum(total["squares"] / total["count"] - mean**2, 0))
+    spread = np.maximum(spread, 0.01 * spread.mean() + 1e-6)  # a constant feature stays small
+    scale = 1 / (spread * np.sqrt(len(mean)))
+    return Statistics(torch.tensor(mean).float(), torch.tensor(scale).float())
+
+
+@lru_cache
+def load_backbone(config: Config) -> Backbone:
+    return Backbone(
+        config.model_name,
+        config.model_weights,
+        config.model_normalization,
+        config.image_size,
+        config.precision,
+        config.seed,
+    )
+
+
+def load_source(config: Config, images: Images) -> tuple[Source, Report]:
+    """Return the images' features, from the cache or computed anew each time they are used."""
+    backbone = load_backbone(config)
+    if config.feature_cache:
+        cache = FeatureCache(config.cache_dir, backbone, config.feature_batch_size)
+        return cache.load(images)
+    rows, report = readable_rows(images)
+    area, batch = config.random_crop_min_area, config.feature_batch_size
+    return LiveFeatures(images, rows, backbone, area, batch), report
+
+
+@lru_cache
+def load_test(config: Config) -> tuple[Source, Report]:
+    """Load the central test set, once for each process."""
+    return load_source(config, dataset.load_test(config.dataset))
+
+
+@lru_cache(maxsize=1024)
+def load_partition(config: Config, partition_id: int, num_partitions: int) -> Partition:
+    """Load one client's data, once for each process."""
+    images = dataset.load_partition(
+        config.dataset,
+        partition_id,
+        num_partitions,
+        config.partitioning,
+        config.dirichlet_alpha,
+        config.min_partition_size,
+        config.seed,
+    )
+    source, report = load_source(config, images)
+    order = np.random.default_rng((config.seed, partition_id)).permutation(len(source.labels))
+    held_out = np.ceil(len(order) * config.test_fraction).astype(int)
+    return Partition(
+        source.select(torch.from_numpy(np.sort(order[held_out:]))),
+        source.select(torch.from_numpy(np.sort(order[:held_out]))),
+        images.num_classes,
+        report,
+    )
