@@ -31,6 +31,9 @@ format: $(INSTALLED) ## format, and fix what the linter can fix
 bench: $(INSTALLED) ## measure an example's speed side by side (EXAMPLE=, DATASET= a local folder)
 	@$(BIN)/python benchmarks/$(subst -,_,$(EXAMPLE)).py $(if $(DATASET),--dataset $(DATASET))
 
+check-gpu: $(INSTALLED) ## run what needs a GPU, and write its figures to results/; says so where there is none
+	@for script in benchmarks/*_gpu.py; do $(BIN)/python $$script || exit 1; done
+
 results: $(INSTALLED) ## rewrite the README tables and plots from results/*.json
 	@$(BIN)/python tools/results.py
 
@@ -55,4 +58,4 @@ $(INSTALLED): pyproject.toml constraints.txt $(wildcard examples/*/pyproject.tom
 		$(foreach example,$(EXAMPLES),--editable examples/$(example)[test])
 	@touch $@
 
-.PHONY: help run test check format bench results lock clean install
+.PHONY: help run test check format bench check-gpu results lock clean install

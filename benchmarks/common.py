@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
+# `import vit_finetune` is to find the package, not the script of that name in this folder.
+sys.path.append(sys.path.pop(0))
 PACKAGES = ("flwr", "flwr-datasets", "ray", "torch", "numpy")
 ONE_CPU = '{"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}'
 
@@ -34,11 +36,18 @@ def provenance() -> dict[str, Any]:
             "cores": len(os.sched_getaffinity(0)),
             "processor": processor(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30),
-            "gpu": None,
+            "gpu": gpu(),
         },
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
     }
+
+
+def gpu() -> str | None:
+    """Return the name of the GPU, None where there is none."""
+    import torch  # slow to import, so not before it is needed
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def command() -> str:

@@ -28,7 +28,6 @@ def extract(message: Message, context: Context) -> Message:
     metrics = {
         "images": len(data.training.labels) + len(data.held_out.labels),
         "computed": report.computed,
-        "seconds": report.seconds,
         "skipped": report.skipped,
     }
     notes = ConfigRecord({"notes": report.notes or ["none"]})

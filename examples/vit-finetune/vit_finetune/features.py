@@ -46,15 +46,16 @@ class CachedFeatures:
 
     evaluation_batch = 4096
 
-    def __init__(self, features: Tensor, labels: Tensor) -> None:
+    def __init__(self, features: Tensor, labels: Tensor, rows: Tensor | None = None) -> None:
         self.features, self.labels = features.to(device()), labels.to(device())
+        self.rows = torch.arange(len(labels), device=device()) if rows is None else rows
 
     def batch(self, rows: Tensor, *, augment: bool = False) -> Tensor:
-        return self.features[rows].float()
+        return self.features[self.rows[rows]].float()
 
     def select(self, rows: Tensor) -> "CachedFeatures":
         rows = rows.to(device())
-        return CachedFeatures(self.features[rows], self.labels[rows])
+        return CachedFeatures(self.features, self.labels[rows], self.rows[rows])
 
 
 class LiveFeatures:
@@ -173,7 +174,7 @@ class FeatureCache:
 
     def compute(self, images: Images, report: Report) -> tuple[dict[str, Tensor], list[str]]:
         """Return features, rows and image digests of the readable images, and what is wrong."""
-        digests = [hashlib.sha256(images.encoded(row)).digest()[:16] for row in range(len(images))]
+        digests = [images.digest(row) for row in range(len(images))]
         found = self.find(set(digests))
         features = {row: found[name] for row, name in enumerate(digests) if name in found}
         problems: list[str] = []

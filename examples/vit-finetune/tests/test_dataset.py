@@ -1,0 +1,66 @@
+"""Images: partitions, labels, and what is wrong with a dataset in one line."""
+
+import datasets
+import pytest
+import torch
+from vit_finetune import dataset
+
+
+def load(partition_id: int, partitioning: str = "iid", minimum: int = 8) -> dataset.Images:
+    return dataset.load_partition("digits", partition_id, 20, partitioning, 0.3, minimum, 42)
+
+
+@pytest.mark.parametrize("partitioning", ["iid", "dirichlet"])
+def test_partitions_hold_every_training_image_once(partitioning):
+    parts = [load(i, partitioning) for i in range(20)]
+    images = {part.encoded(row) for part in parts for row in range(len(part))}
+    everything = dataset.to_images(dataset.load_split("digits", "train"), "digits")
+    assert sum(map(len, parts)) == 1437
+    assert images == {everything.encoded(row) for row in range(1437)}
+    largest = [part.labels.bincount().max() / len(part) for part in parts]
+    assert (torch.tensor(largest).mean() > 0.35) == (partitioning == "dirichlet")
+
+
+def test_images_decode_to_rgb():
+    part = load(0)
+    assert part.decode(0).mode == "RGB"
+    assert part.decode(0).size == (64, 64)
+    assert part.labels.dtype == torch.int64
+
+
+def test_real_flowers(real_data):
+    name = str(real_data / "oxford-flowers")
+    part = dataset.load_partition(name, 0, 20, "iid", 0.3, 10, 42)
+    assert len(part) in (61, 62)
+    assert part.num_classes == 102
+    assert min(part.decode(0).size) == 256
+    assert len(dataset.load_test(name)) == 612
+
+
+def test_unreachable_hub_is_one_line_with_the_way_out(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(RuntimeError, match=r"offline\.toml") as error:
+        dataset.load_split("nobody/no-such-dataset", "train")
+    assert "dataset = 'nobody/no-such-dataset'" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_other_columns_are_named(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\nhello,1\n")
+    with pytest.raises(RuntimeError, match=r"needs the columns 'image' .* and 'label'"):
+        dataset.load_split(str(tmp_path), "train")
+
+
+def test_impossible_partitions_name_their_keys():
+    with pytest.raises(RuntimeError, match="min-partition-size = 100: cannot split 1437"):
+        load(0, "dirichlet", 100)
+
+
+def test_labels_outside_the_classes_are_refused():
+    features = datasets.Features(
+        {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["a", "b"])}
+    )
+    image = {"bytes": b"", "path": None}
+    data = datasets.Dataset.from_dict({"image": [image] * 2, "label": [0, -1]}, features=features)
+    with pytest.raises(RuntimeError, match=r"labels \[-1\] are outside 0 to 1"):
+        dataset.to_images(data, "mine")

@@ -1,0 +1,83 @@
+"""The head: it learns, repeats exactly, and statistics add over clients."""
+
+import numpy as np
+import pytest
+import torch
+from vit_finetune import task
+from vit_finetune.checkpoint import RunState
+from vit_finetune.features import CachedFeatures
+from vit_finetune.server_app import whole_head
+
+SETTINGS = {"batch_size": 16, "momentum": 0.9, "label_smoothing": 0.1, "learning_rate": 20.0}
+
+
+def clusters(width: int = 64, seed: int = 0) -> CachedFeatures:
+    """300 noisy points around 10 centres, far from the origin and of uneven spread."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(10, width, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(300) % 10
+    noise = torch.randn(300, width, generator=generator)
+    return CachedFeatures(
+        (centres[labels] + 0.7 * noise) * torch.linspace(1, 9, width) + 20, labels
+    )
+
+
+def trained(source: CachedFeatures, epochs: int = 5) -> task.Head:
+    head = task.Head(source.features.shape[1], 10, task.statistics(task.moments(source)))
+    task.train(head, source, epochs=epochs, seed=3, **SETTINGS)
+    return head
+
+
+@pytest.mark.parametrize("width", [64, 768])
+def test_one_learning_rate_fits_every_width(width):
+    head = trained(clusters(width))
+    loss, accuracy = task.evaluate(head, clusters(width, seed=9))
+    assert accuracy > 0.95
+    assert loss < 1.0
+
+
+def test_training_repeats_exactly():
+    one, other = trained(clusters()), trained(clusters())
+    assert torch.equal(one.linear.weight, other.linear.weight)
+
+
+def test_a_new_head_gives_equal_odds():
+    source = clusters()
+    head = task.Head(64, 10, task.statistics(task.moments(source)))
+    assert task.evaluate(head, source)[0] == pytest.approx(np.log(10), rel=1e-6)
+
+
+def test_statistics_add_over_clients():
+    source = clusters()
+    parts = [task.moments(source.select(rows)) for rows in torch.arange(300).split(70)]
+    total = {name: sum(part[name] for part in parts) for name in parts[0]}
+    mean, scale = task.statistics(total)
+    scaled = (source.features - mean) * scale
+    assert scaled.mean(0).abs().max() < 1e-5
+    assert (scaled**2).sum(1).mean().item() == pytest.approx(1, rel=1e-4)
+
+
+def test_constant_features_do_no_harm():
+    source = clusters()
+    source.features[:, 5] = 3.0
+    assert task.evaluate(trained(source), source)[1] > 0.95
+
+
+def test_saved_head_works_on_raw_features():
+    """`model.safetensors` needs no statistics: they are folded into weight and bias."""
+    source = clusters()
+    head = trained(source)
+    state = RunState({}, arrays={"weight": head.linear.weight.detach().numpy()})
+    state.server = {"mean": head.mean.numpy(), "scale": head.scale.numpy()}
+    folded = {name: torch.from_numpy(value) for name, value in whole_head(state).items()}
+    logits = source.features @ folded["heads.head.weight"].T + folded["heads.head.bias"]
+    torch.testing.assert_close(logits, head(source.features), rtol=1e-3, atol=1e-3)
+
+
+def test_held_out_images_are_not_trained_on(offline):
+    config = offline(test_fraction=0.25)
+    data = task.load_partition(config, 2, 20)
+    total = len(data.training.labels) + len(data.held_out.labels)
+    assert len(data.held_out.labels) == np.ceil(total / 4)
+    rows = torch.cat([data.training.rows, data.held_out.rows])
+    assert sorted(rows.tolist()) == list(range(total))
