@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,13 @@ def main() -> None:
         command = [sys.executable, ROOT / "tools" / "run_example.py", name]
         with tempfile.TemporaryDirectory() as folder:
             began = time.monotonic()
-            done = subprocess.run(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+            done = subprocess.run(
+                command,
+                cwd=folder,
+                env=os.environ | {"XDG_CACHE_HOME": folder},  # as the first time: empty caches
+                stderr=subprocess.PIPE,
+                text=True,
+            )
             seconds = time.monotonic() - began
             if done.returncode != 0:
                 raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")

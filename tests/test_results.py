@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from figures.advanced_pytorch import accuracies
 from repository import ROOT
 
 import results
@@ -30,6 +31,6 @@ def test_result_says_how_it_was_taken(path):
 
 def test_accuracy_is_what_was_promised():
     """0.82 after 10 rounds and 0.87 after 50 are the floor; see the README for the figures."""
-    means = {n: results.accuracies("advanced-pytorch", n)["centralized"] for n in (10, 50)}
+    means = {n: accuracies(n)["centralized"] for n in (10, 50)}
     assert sum(means[10]) / len(means[10]) >= 0.82
     assert sum(means[50]) / len(means[50]) >= 0.87

@@ -96,7 +96,7 @@ def test_run_leaves_what_the_readme_says(finished):
     }
     logged = re.findall(r"INFO.*?:\s+(\S.*)", log)
     assert logged[0] == f"Outputs: {path}" == logged[-1]
-    assert re.search(r"Features of \d+ images on 10 clients ready in .*; \d{3} computed", log)
+    assert re.search(r"Features of \d+ images on 20 clients ready in .*; 1437 computed", log)
     assert json.loads((path / "config.json").read_text())["dataset"] == "digits"
     history = results(folder)
     assert [entry["round"] for entry in history] == list(range(21))
@@ -149,7 +149,7 @@ def test_model_file_fits_torchvision(finished):
 
 def test_flwr_run_gives_the_same_results_from_the_cache(finished, run, tmp_path):
     done = run([BIN / "flwr", "run", APP, "--run-config", APP / "offline.toml"], tmp_path)
-    assert re.search(r"on 10 clients ready in .*; 0 computed", done.stdout), done.stdout
+    assert re.search(r"on 20 clients ready in .*; 0 computed", done.stdout), done.stdout
     assert results(tmp_path) == results(finished[0])
 
 

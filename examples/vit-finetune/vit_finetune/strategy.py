@@ -157,7 +157,7 @@ class HeadFedAvg(FedAvgM):
         sample = self.sample(sorted(nodes), server_round, kind)
         log(INFO, "%s: sampled %d of %d clients", kind, len(sample), len(nodes))
         self.awaited = set(sample)
-        self.prepare({partition: nodes[partition] for partition in sample}, grid)
+        self.prepare({p: nodes[p] for p in self.upcoming(sorted(nodes), server_round)}, grid)
         config["server-round"] = server_round
         statistics = ArrayRecord({k: to_record(self.state.server)[k] for k in ("mean", "scale")})
         content = {
@@ -174,8 +174,8 @@ class HeadFedAvg(FedAvgM):
     def prepare(self, nodes: dict[int, int], grid: Grid) -> None:
         """Have the features of these partitions extracted where they are not, and show progress.
 
-        The first clients asked also send the moments of their features, from which the statistics
-        come that all heads standardise features with.
+        All at once, so that no worker idles. The first time, clients also send the moments of
+        their features, from which the statistics come that all heads standardise features with.
         """
         new = {
             partition: node for partition, node in nodes.items() if partition not in self.prepared
@@ -225,6 +225,15 @@ class HeadFedAvg(FedAvgM):
         count = max(int(len(partitions) * fraction), self.config.min_replies)
         rng = np.random.default_rng((self.config.seed, server_round, training))
         return sorted(rng.permutation(partitions)[:count].tolist())
+
+    def upcoming(self, partitions: list[int], server_round: int) -> list[int]:
+        """Return the partitions that this round and those to come will ask."""
+        kinds = [MessageType.TRAIN] + [MessageType.EVALUATE] * (self.fraction_evaluate > 0)
+        asked: set[int] = set()
+        for later in range(server_round, self.config.num_server_rounds + 1):
+            for kind in kinds:
+                asked.update(self.sample(partitions, later, kind))
+        return sorted(asked)
 
     def connected_nodes(self, grid: Grid) -> dict[int, int]:
         """Return node ids by partition, asking new nodes which partition they hold."""

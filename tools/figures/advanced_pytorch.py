@@ -1,0 +1,104 @@
+"""Figures of advanced-pytorch."""
+
+from pathlib import Path
+from statistics import mean
+
+from matplotlib.figure import Figure
+from measured import result, table, taken
+
+
+def accuracies(server_round: int) -> dict[str, list[float]]:
+    """Return the accuracies of all seeds after a round, by who measured them."""
+    entries = [run["history"][server_round] for run in result("advanced-pytorch-accuracy")["runs"]]
+    return {
+        "centralized": [e["evaluate_metrics_serverapp"]["accuracy"] for e in entries],
+        "global": [e["evaluate_metrics_clientapp"]["eval_acc"] for e in entries],
+        "personal": [e["evaluate_metrics_clientapp"]["personal_eval_acc"] for e in entries],
+    }
+
+
+def accuracy_block() -> str:
+    measured = result("advanced-pytorch-accuracy")
+    seeds = [run["seed"] for run in measured["runs"]]
+    rows = []
+    for server_round in (10, 50):
+        values = accuracies(server_round)
+        central = values["centralized"]
+        cells = [f"{mean(central):.3f} ({', '.join(f'{v:.3f}' for v in central)})"]
+        cells += [f"{mean(values[name]):.3f}" for name in ("global", "personal")]
+        rows.append([str(server_round), *cells])
+    rounds = len(measured["runs"][0]["history"]) - 1
+    seconds = mean(run["seconds"] for run in measured["runs"])
+    header = ["rounds", "centralized accuracy", "clients' data, global", "personal"]
+    return (
+        f"{table(header, rows)}\n\n"
+        f"Means over the seeds {', '.join(map(str, seeds))}. {rounds} rounds took {seconds:.0f} s, "
+        f"start-up included. {taken(measured)}"
+    )
+
+
+def speed_block() -> str:
+    measured = result("advanced-pytorch-speed")
+    summary, runs = measured["summary"], measured["runs"]
+    seconds = summary["seconds_a_round"]
+    names = {
+        "plain, 1 thread": "plain PyTorch loop without Flower, 1 thread",
+        "plain, 2 threads": "plain PyTorch loop without Flower, 2 threads",
+        "example": "**this example**, 2 workers of 1 thread",
+        "straightforward": "straightforward Flower app: PIL, transforms and DataLoader each round",
+    }
+    rows = []
+    for name, text in names.items():
+        each = ", ".join(f"{mean(run['round_seconds'][1:]):.2f}" for run in runs[name])
+        rows.append([text, f"{seconds[name]:.2f} ({each})"])
+    parts = {
+        name: mean(run["parts"][name] for run in runs["example"])
+        for name in ("train", "evaluate", "central and saving")
+    }
+    ideal = mean(run["parts"]["train"] for run in runs["plain, 1 thread"]) / 2
+    start = mean(run["round_seconds"][0] for run in runs["example"])
+    return (
+        f"{table(['the same work', 'seconds a round: median (each run)'], rows)}\n\n"
+        f"That is {summary['example_over_plain']:.2f} times the faster plain loop, which uses both "
+        f"cores less well than two workers do, and {summary['straightforward_over_example']:.1f} "
+        f"times as fast as the straightforward app. Of a round, {parts['train']:.2f} s are "
+        f"training ({ideal:.2f} s of it the arithmetic itself, spread over two cores) and "
+        f"{parts['evaluate']:.2f} s testing; the rest of both is Flower's polling (up to 0.1 s a "
+        f"phase), Ray's passing of messages (5 to 8 ms each), and the end of a phase when one "
+        f"worker has nothing left to do. The first round takes {start:.0f} s: Ray and the "
+        f"workers start. {taken(measured)}"
+    )
+
+
+def headline() -> str:
+    values = {n: mean(accuracies(n)["centralized"]) for n in (10, 50)}
+    return f"{values[10]:.3f} after 10 rounds, {values[50]:.3f} after 50"
+
+
+def draw(path: Path) -> None:
+    """Draw the accuracy over the rounds: mean over seeds, with the range between them."""
+    runs = result("advanced-pytorch-accuracy")["runs"]
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    rounds = range(1, len(runs[0]["history"]))
+    labels = {
+        "centralized": "global model, central test set",
+        "global": "global head, clients' data",
+        "personal": "personal heads, clients' data",
+    }
+    values = [accuracies(n) for n in rounds]
+    for name, label in labels.items():
+        axes.plot(rounds, [mean(v[name]) for v in values], label=label)
+        low, high = [min(v[name]) for v in values], [max(v[name]) for v in values]
+        axes.fill_between(rounds, low, high, alpha=0.15)
+    axes.set(xlabel="round", ylabel="accuracy", ylim=(0.6, 0.95))
+    axes.set_title("Fashion-MNIST, 50 clients, Dirichlet alpha 1.0: mean and range of 3 seeds")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=110)
+
+
+TEACHES = "stateful clients, custom FedAvg, checkpoints, resume, W&B"
+DATA = "Fashion-MNIST, 50 Dirichlet partitions"
+MODEL = "small CNN"
+BLOCKS = {"accuracy": accuracy_block, "speed": speed_block}
