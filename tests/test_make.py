@@ -1,16 +1,20 @@
 """The make targets: each has its line of help, and a failing app fails."""
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
 
 
 def make(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["make", "--no-print-directory", *words],
         cwd=ROOT,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=300,
@@ -23,13 +27,23 @@ def test_help_lists_every_target_with_one_line():
     listed = [line.split(None, 1) for line in make("help").stdout.splitlines()]
     assert [name for name, _ in listed] == targets
     assert all(explanation for _, explanation in listed)
-    assert {"help", "run", "test", "check", "bench", "results", "lock", "clean"} <= set(targets)
+    assert {
+        "help",
+        "run",
+        "test",
+        "check",
+        "bench",
+        "check-gpu",
+        "results",
+        "lock",
+        "clean",
+    } <= set(targets)
 
 
 def test_unknown_example_is_named():
     done = make("run", "EXAMPLE=nope")
     assert done.returncode != 0
-    assert "EXAMPLE=nope: no such example; there are advanced-pytorch" in done.stderr
+    assert "EXAMPLE=nope: no such example; there are vit-finetune, advanced-pytorch" in done.stderr
 
 
 def test_a_failing_app_makes_run_fail():
@@ -37,3 +51,17 @@ def test_a_failing_app_makes_run_fail():
     assert done.returncode != 0
     assert "learning-rate = -1.0 is not valid" in done.stdout + done.stderr
     assert "advanced-pytorch: FAILED" in done.stdout
+
+
+def test_check_gpu_says_why_it_is_skipped():
+    done = make("check-gpu")
+    assert done.returncode == 0, done.stderr
+    assert "skipped: no CUDA device" in done.stdout
+
+
+def test_gpu_check_runs_small_without_a_gpu():
+    command = [BIN / "python", ROOT / "benchmarks" / "vit_finetune_gpu.py", "--on-cpu"]
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "vit_b_16, precision bfloat16, batch 4, images_a_second" in done.stdout

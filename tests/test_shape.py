@@ -127,6 +127,14 @@ def test_no_import_from_outside(example):
             assert not [m for m in modules if m.split(".")[0] == "flwr"]
 
 
+@pytest.mark.parametrize("name", ["replies.py"])
+def test_copies_are_equal(name):
+    """Each example is complete by itself, so some files stand in several: word for word."""
+    copies = list((ROOT / "examples").glob(f"*/*/{name}"))
+    assert len(copies) >= 2
+    assert len({path.read_bytes() for path in copies}) == 1
+
+
 @each_example
 def test_readme_order(example):
     text = (ROOT / "examples" / example / "README.md").read_text()

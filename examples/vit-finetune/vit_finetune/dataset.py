@@ -8,14 +8,17 @@ import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import datasets
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features
-from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, Partitioner
 from PIL import Image, ImageOps
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
 
 if not sys.stderr.isatty():
     datasets.disable_progress_bars()
@@ -148,11 +151,14 @@ def load_partitioner(
     alpha: float,
     min_partition_size: int,
     seed: int,
-) -> Partitioner:
+) -> "Partitioner":
     """Split the training data evenly at random, or so that classes differ between clients.
 
     Source of the latter: Yurochkin et al. 2019, https://arxiv.org/abs/1905.12022
     """
+    # Seconds to import (its plots bring seaborn and scipy), and the server never needs it.
+    from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
+
     if partitioning == "iid":
         partitioner = IidPartitioner(num_partitions)
         partitioner.dataset = load_split(dataset, "train").shuffle(seed=seed)

@@ -130,6 +130,11 @@ class Backbone:
             )
         return path
 
+    def check(self) -> None:
+        """Raise ValueError if the weights do not fit; nothing of them is read but their names."""
+        if self.file is not None:
+            read_weights(self.file, self.skeleton)
+
     @cached_property
     def key(self) -> str:
         """All that a feature depends on but the image: weights, transform, precision (JSON)."""

@@ -12,7 +12,6 @@ from flwr.serverapp import Grid, ServerApp
 from vit_finetune import dataset, task
 from vit_finetune.checkpoint import Arrays, RunFolder, RunState, write_json
 from vit_finetune.config import MAY_CHANGE, Config
-from vit_finetune.features import Report
 from vit_finetune.plot import draw_curves
 from vit_finetune.strategy import HeadFedAvg
 
@@ -25,15 +24,15 @@ def main(grid: Grid, context: Context) -> None:
     run_config = dict(context.run_config)
     earlier = RunFolder(Path(config.resume_from)) if config.resume_from else None
     state = earlier.load(run_config, MAY_CHANGE) if earlier else RunState(run_config)
-    backbone = task.load_backbone(config)
-    test_data, report = task.load_test(config)  # before anything is written
+    task.check(config)  # before anything is written
     folder = earlier or RunFolder.create(config.output_dir)
     log(INFO, "Outputs: %s", folder.path)
-    log(INFO, "Backbone: %s, weights %s, %s", backbone.name, backbone.weights, backbone.precision)
-    tell(report)
+    write_json(folder.config, run_config)
     if earlier:
         log(INFO, "Resuming after round %d of %d", state.round, config.num_server_rounds)
-    write_json(folder.config, run_config)
+    backbone = task.load_backbone(config)
+    log(INFO, "Backbone: %s, weights %s, %s", backbone.name, backbone.weights, backbone.precision)
+    test_data = load_test(config)
     num_classes = dataset.load_test(config.dataset).num_classes
 
     def load_head() -> task.Head:
@@ -80,13 +79,15 @@ def main(grid: Grid, context: Context) -> None:
     log(INFO, "Outputs: %s", folder.path)
 
 
-def tell(report: Report) -> None:
-    """Say how long the test set's features took, and which images were skipped."""
+def load_test(config: Config) -> task.Source:
+    """Load the central test set; say how long its features took, and which images were skipped."""
+    source, report = task.load_test(config)
     if report.computed:
         speed = report.computed / report.seconds
         log(INFO, "Features of %d test images computed, %.0f images/s", report.computed, speed)
     for note in report.notes:
         log(WARNING, "Test set: %s", note)
+    return source
 
 
 def whole_head(state: RunState) -> Arrays:

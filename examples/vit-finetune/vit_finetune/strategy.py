@@ -159,7 +159,7 @@ class HeadFedAvg(FedAvgM):
         self.awaited = set(sample)
         self.prepare({p: nodes[p] for p in self.upcoming(sorted(nodes), server_round)}, grid)
         config["server-round"] = server_round
-        statistics = ArrayRecord({k: to_record(self.state.server)[k] for k in ("mean", "scale")})
+        statistics = to_record({name: self.state.server[name] for name in ("mean", "scale")})
         content = {
             self.arrayrecord_key: arrays,
             "statistics": statistics,

@@ -124,15 +124,25 @@ def load_backbone(config: Config) -> Backbone:
     )
 
 
+def check(config: Config) -> None:
+    """Raise what is wrong with the data, the weights or the cache folder, before any work."""
+    images = dataset.load_test(config.dataset)
+    load_backbone(config).check()
+    if config.feature_cache:
+        load_cache(config).prepare_folder(len(images))
+
+
+def load_cache(config: Config) -> FeatureCache:
+    return FeatureCache(config.cache_dir, load_backbone(config), config.feature_batch_size)
+
+
 def load_source(config: Config, images: Images) -> tuple[Source, Report]:
     """Return the images' features, from the cache or computed anew each time they are used."""
-    backbone = load_backbone(config)
     if config.feature_cache:
-        cache = FeatureCache(config.cache_dir, backbone, config.feature_batch_size)
-        return cache.load(images)
+        return load_cache(config).load(images)
     rows, report = readable_rows(images)
     area, batch = config.random_crop_min_area, config.feature_batch_size
-    return LiveFeatures(images, rows, backbone, area, batch), report
+    return LiveFeatures(images, rows, load_backbone(config), area, batch), report
 
 
 @lru_cache
