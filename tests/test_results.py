@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from figures import vit_finetune
 from figures.advanced_pytorch import accuracies
 from repository import ROOT
 
@@ -34,3 +35,8 @@ def test_accuracy_is_what_was_promised():
     means = {n: accuracies(n)["centralized"] for n in (10, 50)}
     assert sum(means[10]) / len(means[10]) >= 0.82
     assert sum(means[50]) / len(means[50]) >= 0.87
+
+
+def test_federated_head_is_within_a_point_of_the_best_probe():
+    assert vit_finetune.below("iid") <= 1.0
+    assert vit_finetune.below("dirichlet, plain FedAvg") > vit_finetune.below("dirichlet")
