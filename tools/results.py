@@ -1,6 +1,6 @@
 """Write the measured figures into the READMEs: tables from results/*.json, and the plots.
 
-A README marks where: `<!-- begin: NAME --> … <!-- end: NAME -->`. What stands between is made
+A README marks where: `<!-- begin: NAME -->` … `<!-- end: NAME -->`. What stands between is made
 here, from what benchmarks/ measured or pyproject.toml declares, and a test compares the two.
 """
 

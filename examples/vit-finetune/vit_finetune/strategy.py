@@ -233,6 +233,8 @@ class HeadFedAvg(FedAvgM):
         for later in range(server_round, self.config.num_server_rounds + 1):
             for kind in kinds:
                 asked.update(self.sample(partitions, later, kind))
+            if len(asked) == len(partitions):
+                break
         return sorted(asked)
 
     def connected_nodes(self, grid: Grid) -> dict[int, int]:
