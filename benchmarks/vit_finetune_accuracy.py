@@ -37,11 +37,14 @@ SEEDS = (42, 43, 44)
 NODES = 20
 WAYS = ("cached", "original")
 PLAIN = {"label-smoothing": 0.0, "server-momentum": 0.0}
+CLOSED = {"head-start": "closed-form", "num-server-rounds": 1, "learning-rate": 1.0}
 RUNS: dict[str, dict[str, Any]] = {
     "iid, plain FedAvg": PLAIN | {"test-fraction": 0.0},
     "iid": {"test-fraction": 0.0},
     "dirichlet, plain FedAvg": PLAIN | {"test-fraction": 0.0, "partitioning": "dirichlet"},
     "dirichlet": {"test-fraction": 0.0, "partitioning": "dirichlet"},
+    "iid, closed form": CLOSED | {"test-fraction": 0.0},
+    "dirichlet, closed form": CLOSED | {"test-fraction": 0.0, "partitioning": "dirichlet"},
     "iid, held out": {},
 }
 PROBE_GRID = {
@@ -51,9 +54,11 @@ PROBE_GRID = {
 PROBE_EPOCHS = (5, 10, 20, 40, 80)
 FEDERATED_GRID = {
     "label_smoothing": (0.0, 0.1, 0.2, 0.4),
-    "learning_rate": (10.0, 20.0, 40.0),
+    "learning_rate": (5.0, 10.0, 20.0),
     "server_momentum": (0.0, 0.3, 0.5),
+    "local_epochs": (5, 10),
 }
+SHRINKAGE_GRID = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 LOGISTIC_GRID = (0.001, 0.01, 0.1, 1.0, 10.0)
 
 Data = tuple[Tensor, Tensor]
@@ -95,7 +100,13 @@ def probe(training: Data, test: Data, epochs: tuple, seed: int, **settings: floa
 
 
 def federated(
-    training: Data, test: Data, config: Config, *, server_momentum: float, **settings: float
+    training: Data,
+    test: Data,
+    config: Config,
+    *,
+    server_momentum: float,
+    local_epochs: int,
+    **settings: float,
 ) -> float:
     """Run the example's rounds in a plain loop, to tune its settings; return the last accuracy."""
     features, labels = training
@@ -111,7 +122,7 @@ def federated(
             task.train(
                 head,
                 CachedFeatures(features[parts[client]], labels[parts[client]]),
-                epochs=config.local_epochs,
+                epochs=local_epochs,
                 batch_size=config.batch_size,
                 momentum=config.momentum,
                 seed=derive_seed(config.seed, server_round, int(client)),
@@ -122,6 +133,17 @@ def federated(
         velocity = server_momentum * velocity + average - weight
         weight = weight + velocity
     head.linear.weight.data = weight
+    return task.evaluate(head, CachedFeatures(*test))[1]
+
+
+def closed_form(training: Data, test: Data, shrinkage: float) -> float:
+    """Return the accuracy of the closed-form head, which no split over clients can change."""
+    source, classes = CachedFeatures(*training), int(training[1].max()) + 1
+    total = task.moments(source) | task.class_moments(source, classes)
+    standard = task.statistics(total)
+    weight, offset = task.discriminant(total, standard, shrinkage)
+    head = task.Head(weight.shape[1], classes, standard, torch.from_numpy(offset))
+    head.linear.weight.data = torch.from_numpy(weight)
     return task.evaluate(head, CachedFeatures(*test))[1]
 
 
@@ -162,7 +184,13 @@ def tuned(training: Data, config: Config) -> dict[str, Any]:
     score, best = max(scores, key=lambda pair: pair[0])
     defaults = {name: getattr(config, name) for name in FEDERATED_GRID}
     [default_score] = [value for value, settings in scores if settings == defaults]
-    return {"best": best, "validation": score, "validation_of_defaults": default_score}
+    shrinkage = {s: mean(closed_form(a, b, s) for a, b in pairs) for s in SHRINKAGE_GRID}
+    return {
+        "best": best,
+        "validation": score,
+        "validation_of_defaults": default_score,
+        "shrinkage": shrinkage,
+    }
 
 
 def run_app(run_config: dict[str, Any]) -> dict[str, Any]:

@@ -197,11 +197,12 @@ def test_bad_value_ends_the_run_before_it_starts(run, tmp_path, changes, message
 
 
 FAULTY_CLIENT = """
+import numpy as np
 from flwr.app import Array, MessageType
 from flwr.clientapp import ClientApp
 from vit_finetune import client_app
 
-FAULTS = {0: "raise", 1: "nan", 2: "shape", 3: "extract"}
+FAULTS = {0: "raise", 1: "nan", 2: "shape", 3: "extract", 4: "sums"}
 
 class FaultyClient(ClientApp):
     def __call__(self, message, context):
@@ -210,7 +211,10 @@ class FaultyClient(ClientApp):
         if fault == "extract" and kind.endswith("extract"):
             raise OSError("the camera is broken")
         reply = client_app.app(message, context)
-        if kind != MessageType.TRAIN or fault is None:
+        if fault == "sums" and "moments" in reply.content:
+            moments = reply.content["moments"]
+            moments["sum"] = Array(moments["sum"].numpy() * np.nan)
+        if kind != MessageType.TRAIN or fault in (None, "sums"):
             return reply
         if message.content["config"]["server-round"] < 2:
             return reply
@@ -230,26 +234,30 @@ app = FaultyClient()
 
 
 def test_bad_clients_cost_their_contribution_and_too_few_end_the_run(run, tmp_path):
-    """Of six clients four misbehave: with min-replies 2 the run goes on, with 3 it ends."""
+    """Of six clients five misbehave: with min-replies 2 the run goes on, with 3 it ends.
+
+    The head starts in closed form, so that sums of every class are on the way, too.
+    """
     app = tmp_path / "app"
     shutil.copytree(APP, app, ignore=shutil.ignore_patterns("outputs", ".*"))
     (app / "vit_finetune" / "faulty_client.py").write_text(FAULTY_CLIENT)
-    settings = (app / "pyproject.toml").read_text()
+    declared = (app / "pyproject.toml").read_text()
     (app / "pyproject.toml").write_text(
-        settings.replace("vit_finetune.client_app:app", "vit_finetune.faulty_client:app")
+        declared.replace("vit_finetune.client_app:app", "vit_finetune.faulty_client:app")
     )
-    config = offline(num_server_rounds=3, fraction_train=1.0, min_replies=3)
+    settings = {"num_server_rounds": 3, "fraction_train": 1.0, "head_start": "closed-form"}
+    config = offline(**settings, min_replies=3)
     done = run(simulation(app, config, nodes=6), tmp_path)
     assert done.returncode != 0
     assert "Partition 3: " in done.stdout
     assert "the camera is broken" in done.stdout
+    assert "Partition 4: its sums over features hold NaN or infinity: ['sum']" in done.stdout
+    assert results(tmp_path)[0]["evaluate_metrics_serverapp"]["accuracy"] > 0.8
     assert "round 2: 2 of 6 training replies can be used, min-replies = 3" in done.stdout
     folder = only_run(tmp_path)
     assert f"round 1 is safe: resume-from='{folder}'" in done.stdout
 
-    config = offline(
-        num_server_rounds=3, fraction_train=1.0, min_replies=2, resume_from=str(folder)
-    )
+    config = offline(**settings, min_replies=2, resume_from=str(folder))
     done = run(simulation(app, config, nodes=6), tmp_path)
     assert done.returncode == 0, done.stdout
     for partition, problem in enumerate(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from vit_finetune import task
 from vit_finetune.checkpoint import RunState
 from vit_finetune.features import CachedFeatures
@@ -55,6 +56,38 @@ def test_statistics_add_over_clients():
     scaled = (source.features - mean) * scale
     assert scaled.mean(0).abs().max() < 1e-5
     assert (scaled**2).sum(1).mean().item() == pytest.approx(1, rel=1e-4)
+
+
+def closed_form(parts: list[CachedFeatures]) -> task.Head:
+    """Solve for the head as the server does, from each part's sums."""
+    sums = [task.moments(part) | task.class_moments(part, 10) for part in parts]
+    total = {name: sum(one[name] for one in sums) for name in sums[0]}
+    standard = task.statistics(total)
+    weight, offset = task.discriminant(total, standard, 0.2)
+    head = task.Head(weight.shape[1], 10, standard, torch.from_numpy(offset))
+    head.linear.load_state_dict({"weight": torch.from_numpy(weight)})
+    return head
+
+
+def test_closed_form_depends_on_the_images_not_on_the_split():
+    source = clusters()
+    by_class = [source.select(torch.where(source.labels == c)[0]) for c in range(10)]
+    evenly = [source.select(rows) for rows in torch.arange(300).split(70)]
+    one, other = closed_form(by_class), closed_form(evenly)
+    torch.testing.assert_close(one.linear.weight, other.linear.weight, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(one.offset, other.offset, rtol=1e-2, atol=1e-2)
+
+
+def test_closed_form_is_linear_discriminant_analysis():
+    """The same as scikit-learn's, on standardised features: logits but for a common constant."""
+    source = clusters()
+    head = closed_form([source])
+    known = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.2, priors=[0.1] * 10)
+    scaled = (source.features - head.mean) * head.scale
+    known.fit(scaled.numpy(), source.labels.numpy())
+    ours, theirs = head(source.features).detach().numpy(), known.decision_function(scaled.numpy())
+    ours, theirs = (logits - logits.mean(1, keepdims=True) for logits in (ours, theirs))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-2)
 
 
 def test_constant_features_do_no_harm():

@@ -34,6 +34,8 @@ def extract(message: Message, context: Context) -> Message:
     content = RecordDict({"metrics": MetricRecord(metrics), "notes": notes})
     if message.content["config"]["moments"]:
         moments = task.moments(data.training)
+        if config.head_start == "closed-form":
+            moments |= task.class_moments(data.training, data.num_classes)
         content["moments"] = ArrayRecord({name: Array(value) for name, value in moments.items()})
     return Message(content, reply_to=message)
 
@@ -108,6 +110,7 @@ def load_head(message: Message, config: Config, data: task.Partition) -> task.He
     if width != (own := task.load_backbone(config).width):
         raise RuntimeError(f"model.name = '{config.model_name}' gives {own} features, not {width}")
     statistics = message.content["statistics"].to_torch_state_dict()
-    head = task.Head(width, classes, task.Statistics(statistics["mean"], statistics["scale"]))
+    standard = task.Statistics(statistics["mean"], statistics["scale"])
+    head = task.Head(width, classes, standard, statistics.get("offset"))
     head.linear.load_state_dict(arrays)
     return head

@@ -63,6 +63,8 @@ class Config:
     fraction_evaluate: float = fraction(zero=True)
     min_replies: int = at_least(1)
     round_timeout: float = positive()
+    head_start: str = one_of("zero", "closed-form")
+    head_start_shrinkage: float = fraction()
     local_epochs: int = at_least(1)
     batch_size: int = at_least(1)
     learning_rate: float = positive()

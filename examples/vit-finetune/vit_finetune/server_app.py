@@ -42,7 +42,8 @@ def main(grid: Grid, context: Context) -> None:
             name: torch.from_numpy(state.server[name]) for name in ("mean", "scale") if state.server
         }
         statistics = task.Statistics(**known) if known else task.Statistics(nothing, nothing)
-        return task.Head(backbone.width, num_classes, statistics)
+        offset = torch.from_numpy(state.server["offset"]) if "offset" in state.server else None
+        return task.Head(backbone.width, num_classes, statistics, offset)
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         head = load_head()
@@ -92,8 +93,9 @@ def load_test(config: Config) -> task.Source:
 
 def whole_head(state: RunState) -> Arrays:
     """Return the head as torchvision names it, for features as they come from the backbone."""
-    weight, bias = state.arrays["weight"], np.zeros(len(state.arrays["weight"]), np.float32)
+    weight = state.arrays["weight"]
+    bias = state.server.get("offset", np.zeros(len(weight), np.float32))
     if "scale" in state.server:
         weight = weight * state.server["scale"]
-        bias = -weight @ state.server["mean"]
+        bias = bias - weight @ state.server["mean"]
     return {"heads.head.weight": weight, "heads.head.bias": bias}

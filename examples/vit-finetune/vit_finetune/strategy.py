@@ -76,6 +76,10 @@ class HeadFedAvg(FedAvgM):
         result = Result()
         if self.state.round < 0:
             self.state.arrays = to_numpy(initial_arrays)
+            if self.config.head_start == "closed-form":
+                nodes = self.connected_nodes(grid)
+                self.prepare({p: nodes[p] for p in self.upcoming(sorted(nodes), 1)}, grid)
+                initial_arrays = to_record(self.state.arrays)
             central = evaluate_fn(0, initial_arrays) if evaluate_fn else None
             self.end_round(0, result, central)
 
@@ -159,10 +163,10 @@ class HeadFedAvg(FedAvgM):
         self.awaited = set(sample)
         self.prepare({p: nodes[p] for p in self.upcoming(sorted(nodes), server_round)}, grid)
         config["server-round"] = server_round
-        statistics = to_record({name: self.state.server[name] for name in ("mean", "scale")})
+        statistics = {k: v for k, v in self.state.server.items() if not k.startswith("velocity/")}
         content = {
             self.arrayrecord_key: arrays,
-            "statistics": statistics,
+            "statistics": to_record(statistics),
             self.configrecord_key: config,
         }
         ready = [partition for partition in sample if partition in self.prepared]
@@ -175,7 +179,8 @@ class HeadFedAvg(FedAvgM):
         """Have the features of these partitions extracted where they are not, and show progress.
 
         All at once, so that no worker idles. The first time, clients also send the moments of
-        their features, from which the statistics come that all heads standardise features with.
+        their features, from which the statistics come that all heads standardise features with,
+        and the head itself where it starts in closed form.
         """
         new = {
             partition: node for partition, node in nodes.items() if partition not in self.prepared
@@ -195,6 +200,12 @@ class HeadFedAvg(FedAvgM):
                 if reply.has_error():
                     log(WARNING, "Partition %d: %s", partition, one_line(reply.error.reason))
                     continue
+                if wanted:
+                    sums = to_numpy(reply.content["moments"])
+                    if problem := self.problem_with_sums(sums):
+                        log(WARNING, "Partition %d: %s", partition, problem)
+                        continue
+                    moments.append((partition, sums))
                 self.prepared[partition] = reply.content["metrics"]["skipped"]
                 images += reply.content["metrics"]["images"]
                 computed += reply.content["metrics"]["computed"]
@@ -202,8 +213,6 @@ class HeadFedAvg(FedAvgM):
                 for note in reply.content["notes"]["notes"]:
                     if note != "none":
                         log(WARNING, "Partition %d: %s", partition, note)
-                if wanted:
-                    moments.append((partition, to_numpy(reply.content["moments"])))
         seconds = time.perf_counter() - began
         log(
             INFO,
@@ -213,10 +222,27 @@ class HeadFedAvg(FedAvgM):
         if wanted and moments:
             parts = [part for _, part in sorted(moments, key=lambda pair: pair[0])]
             total = {name: sum(part[name] for part in parts) for name in parts[0]}
-            mean, scale = task.statistics(total)
-            self.state.server |= {"mean": mean.numpy(), "scale": scale.numpy()}
+            standard = task.statistics(total)
+            self.state.server |= {name: v.numpy() for name, v in standard._asdict().items()}
+            if self.config.head_start == "closed-form":
+                weight, offset = task.discriminant(
+                    total, standard, self.config.head_start_shrinkage
+                )
+                self.state.arrays["weight"], self.state.server["offset"] = weight, offset
         if "mean" not in self.state.server:
             raise TooFewReplies("no client could extract features; the lines above say why")
+
+    def problem_with_sums(self, sums: dict[str, np.ndarray]) -> str:
+        """Say what is wrong with a client's moments, which would spoil everybody's statistics."""
+        classes, width = self.state.arrays["weight"].shape
+        shapes = {"count": (1,), "sum": (width,), "squares": (width,)}
+        if self.config.head_start == "closed-form":
+            shapes |= {"class_count": (classes,), "class_sum": (classes, width)}
+            shapes |= {"products": (width, width)}
+        if shapes != (sent := {name: value.shape for name, value in sums.items()}):
+            return f"its sums over features have shapes {sent}, not {shapes}"
+        broken = [name for name, value in sums.items() if not np.isfinite(value).all()]
+        return f"its sums over features hold NaN or infinity: {broken}" if broken else ""
 
     def sample(self, partitions: list[int], server_round: int, kind: str) -> list[int]:
         """Draw with a seed of (seed, round, kind): the same in every run and after a resume."""

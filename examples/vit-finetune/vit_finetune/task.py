@@ -1,12 +1,13 @@
 """The head: the data it sees, training and testing. Plain PyTorch."""
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
 from vit_finetune import dataset
 from vit_finetune.config import Config
@@ -27,19 +28,22 @@ class Head(nn.Module):
 
     Features of a ViT share a large mean and differ in spread, which slows a linear head down;
     with both taken out, and the length brought to 1, one learning rate fits every width.
-    Such features need no bias.
+    Such features need no bias to learn; `offset` (num_classes,) is what a closed-form start adds.
     """
 
-    def __init__(self, width: int, num_classes: int, statistics: Statistics) -> None:
+    def __init__(
+        self, width: int, num_classes: int, statistics: Statistics, offset: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.linear = nn.Linear(width, num_classes, bias=False)
         nn.init.zeros_(self.linear.weight)
         self.mean, self.scale = (value.to(device(), torch.float32) for value in statistics)
+        self.offset = (torch.zeros(num_classes) if offset is None else offset).to(device())
         self.to(device())
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (N, width) to logits (N, num_classes)."""
-        return self.linear((features - self.mean) * self.scale)
+        return self.linear((features - self.mean) * self.scale) + self.offset
 
 
 class Partition(NamedTuple):
@@ -94,13 +98,33 @@ def evaluate(head: Head, source: Source) -> tuple[float, float]:
 @torch.inference_mode()
 def moments(source: Source) -> dict[str, np.ndarray]:
     """Return count, sum and sum of squares of the features, float64: they add over clients."""
-    rows = torch.arange(len(source.labels), device=device())
-    parts = [source.batch(r).double() for r in rows.split(source.evaluation_batch)]
+    parts = [features for features, _ in batches(source)]
     return {
-        "count": np.array([len(rows)], np.float64),
+        "count": np.array([len(source.labels)], np.float64),
         "sum": sum(part.sum(0) for part in parts).cpu().numpy(),
         "squares": sum((part**2).sum(0) for part in parts).cpu().numpy(),
     }
+
+
+@torch.inference_mode()
+def class_moments(source: Source, num_classes: int) -> dict[str, np.ndarray]:
+    """Return what `discriminant` needs beyond `moments`; it adds over clients, too.
+
+    `class_count` (num_classes,), `class_sum` (num_classes, width) and `products` (width, width),
+    the sum of each feature times each other; float32, as these travel.
+    """
+    totals = []
+    for features, labels in batches(source):
+        member = one_hot(labels, num_classes).double()
+        totals.append((member.sum(0), member.T @ features, features.T @ features))
+    sums = [sum(part).float().cpu().numpy() for part in zip(*totals, strict=True)]
+    return dict(zip(("class_count", "class_sum", "products"), sums, strict=True))
+
+
+def batches(source: Source) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield features (float64) and labels, some images at a time."""
+    for rows in torch.arange(len(source.labels), device=device()).split(source.evaluation_batch):
+        yield source.batch(rows).double(), source.labels[rows]
 
 
 def statistics(total: dict[str, np.ndarray]) -> Statistics:
@@ -110,6 +134,36 @@ def statistics(total: dict[str, np.ndarray]) -> Statistics:
     spread = np.maximum(spread, 0.01 * spread.mean() + 1e-6)  # a constant feature stays small
     scale = 1 / (spread * np.sqrt(len(mean)))
     return Statistics(torch.tensor(mean).float(), torch.tensor(scale).float())
+
+
+def discriminant(
+    total: dict[str, np.ndarray], standard: Statistics, shrinkage: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Solve for the head: linear discriminant analysis from sums over all clients.
+
+    Every class is a Gaussian around its mean, all with one covariance. The result depends on the
+    images only, not on which client holds which.
+
+    Args:
+        total: `moments` and `class_moments`, summed over clients.
+        standard: what the head standardises features with.
+        shrinkage: how far to move the covariance towards a multiple of the identity, 0 to 1
+            (Friedman 1989: https://doi.org/10.1080/01621459.1989.10478752).
+
+    Returns:
+        weight (num_classes, width) and offset (num_classes,), float32.
+    """
+    mean, scale = (value.double().numpy() for value in standard)
+    count, images = total["class_count"][:, None], float(total["count"][0])
+    means = (total["class_sum"] / np.maximum(count, 1) - mean) * scale * (count > 0)
+    spread = (total["products"] / images - np.outer(mean, mean)) * np.outer(scale, scale)
+    within = spread - (means * count).T @ means / images
+    identity = np.eye(len(mean)) * np.trace(within) / len(mean)
+    covariance = (1 - shrinkage) * within + shrinkage * identity
+    weight = np.linalg.solve(covariance, means.T).T
+    share = (count[:, 0] + 1) / (images + len(count))  # a class that nobody has stays possible
+    offset = np.log(share) - (weight * means).sum(1) / 2
+    return weight.astype(np.float32), offset.astype(np.float32)
 
 
 @lru_cache
