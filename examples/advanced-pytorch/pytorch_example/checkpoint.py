@@ -21,6 +21,7 @@ Arrays = dict[str, np.ndarray]
 MAY_CHANGE = {
     "num-server-rounds",
     "min-replies",
+    "max-update-ratio",
     "round-timeout",
     "output-dir",
     "resume-from",

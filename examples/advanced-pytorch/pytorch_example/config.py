@@ -46,6 +46,7 @@ class Config:
     fraction_train: float = fraction()
     fraction_evaluate: float = fraction(zero=True)
     min_replies: int = at_least(1)
+    max_update_ratio: float = key(lambda v: v > 1, "a number above 1")
     round_timeout: float = positive()
     local_epochs: int = at_least(1)
     batch_size: int = at_least(1)

@@ -1,8 +1,10 @@
 """Replies of clients: waiting for them, and saying what is wrong with one."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable
+from statistics import median_low
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
@@ -35,18 +37,36 @@ def collect(grid: Grid, message_ids: Iterable[str], timeout: float) -> list[Mess
     return replies
 
 
-def problems(replies: Iterable[Message], weight: str, sent: ArrayRecord | None) -> list[str]:
+def problems(
+    replies: Iterable[Message], weight: str, sent: ArrayRecord | None, max_update_ratio: float
+) -> list[str]:
     """Return, for each reply, why it cannot be aggregated, or an empty text.
 
     Args:
         replies: replies of one phase.
         weight: the metric that weighs a client's contribution, to be above 0.
         sent: the global model that training replies must resemble; None after evaluation.
+        max_update_ratio: how many times as long as the median an update may be.
     """
     replies = list(replies)
     names = Counter(frozenset(metrics(r)) for r in replies if not r.has_error())
     usual = names.most_common(1)[0][0] if names else frozenset()
-    return [problem(reply, weight, sent, usual) for reply in replies]
+    found = [problem(reply, weight, sent, usual) for reply in replies]
+    if sent is None:
+        return found
+    lengths = {i: update_length(replies[i], sent) for i, text in enumerate(found) if not text}
+    median = median_low(lengths.values()) if lengths else 0.0
+    for i, length in lengths.items():
+        if length > max_update_ratio * median > 0:
+            found[i] = f"its update is {length / median:.3g} times as long as the median"
+    return found
+
+
+def update_length(reply: Message, sent: ArrayRecord) -> float:
+    """Return the Euclidean length of what training changed, over all arrays."""
+    received = reply.content["arrays"]
+    changes = (received[name].numpy() - sent[name].numpy().astype(np.float64) for name in sent)
+    return math.sqrt(sum(float(np.vdot(change, change)) for change in changes))
 
 
 def problem(reply: Message, weight: str, sent: ArrayRecord | None, usual: frozenset[str]) -> str:

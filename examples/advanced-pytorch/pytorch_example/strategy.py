@@ -227,9 +227,9 @@ class CustomFedAvg(FedAvg):
         sent = to_record(self.state.arrays) if phase == "training" else None
         left_out = {}
         good = []
-        for reply, problem in zip(
-            replies, problems(replies, self.weighted_by_key, sent), strict=True
-        ):
+        ratio = self.config.max_update_ratio
+        found = problems(replies, self.weighted_by_key, sent, ratio)
+        for reply, problem in zip(replies, found, strict=True):
             if problem:
                 left_out[self.partition_of(reply)] = problem
             else:

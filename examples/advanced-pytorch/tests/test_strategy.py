@@ -54,11 +54,13 @@ def test_sampling_repeats_and_varies(strategy):
         (reply(train_loss=float("nan")), "train_loss = nan"),
         (reply(**{"num-examples": 0}), "num-examples = 0"),
         (reply(**{"num-examples": -5}), "num-examples = -5"),
+        (reply(1e6), "its update is 1e+06 times as long as the median"),
+        (reply(1e30), "its update is 1e+30 times as long as the median"),
         (reply(surprise=1.0), "its metrics are ['num-examples', 'surprise', 'train_loss'], "),
         (Message(Error(0, "it broke"), reply_to=Message(RecordDict(), 1, "train")), "it broke"),
     ],
 )
 def test_problems_are_named(bad, problem):
-    good, found, also_good = problems([reply(), bad, reply()], "num-examples", SENT)
+    good, found, also_good = problems([reply(), bad, reply()], "num-examples", SENT, 100.0)
     assert (good, also_good) == ("", "")
     assert problem in found

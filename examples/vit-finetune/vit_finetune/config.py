@@ -35,7 +35,14 @@ def one_of(*choices: str, name: str = "") -> Any:
 
 # These may differ when a run is resumed; any other key would make it another run.
 MAY_CHANGE = {
-    *("num-server-rounds", "min-replies", "round-timeout", "output-dir", "resume-from"),
+    *(
+        "num-server-rounds",
+        "min-replies",
+        "max-update-ratio",
+        "round-timeout",
+        "output-dir",
+        "resume-from",
+    ),
     *("cache-dir", "feature-batch-size"),
 }
 
@@ -62,6 +69,7 @@ class Config:
     fraction_train: float = fraction()
     fraction_evaluate: float = fraction(zero=True)
     min_replies: int = at_least(1)
+    max_update_ratio: float = key(lambda v: v > 1, "a number above 1")
     round_timeout: float = positive()
     head_start: str = one_of("zero", "closed-form")
     head_start_shrinkage: float = fraction()

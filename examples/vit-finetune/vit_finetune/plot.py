@@ -1,4 +1,4 @@
-"""Learning curves of a run: python -m vit_finetune.plot outputs/<date>/<time>."""
+"""Learning curves of a run: python -m <package>.plot outputs/<date>/<time>."""
 
 import argparse
 import json
@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 
 CURVES = {  # results.json: part, metric, label
     "accuracy": [
-        ("evaluate_metrics_serverapp", "accuracy", "global head, central test set"),
-        ("evaluate_metrics_clientapp", "eval_acc", "global head, clients' data"),
+        ("evaluate_metrics_serverapp", "accuracy", "global model, central test set"),
+        ("evaluate_metrics_clientapp", "eval_acc", "global model, clients' data"),
     ],
     "loss": [
-        ("evaluate_metrics_serverapp", "loss", "global head, central test set"),
-        ("evaluate_metrics_clientapp", "eval_loss", "global head, clients' data"),
+        ("evaluate_metrics_serverapp", "loss", "global model, central test set"),
+        ("evaluate_metrics_clientapp", "eval_loss", "global model, clients' data"),
         ("train_metrics", "train_loss", "training"),
     ],
 }
@@ -53,7 +53,7 @@ def draw_range(axes: Axes, history: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m vit_finetune.plot", description=__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.plot", description=__doc__)
     parser.add_argument("folder", type=Path, help="outputs/<date>/<time>")
     folder = parser.parse_args().folder
     draw_curves(json.loads((folder / "results.json").read_text()), folder / "curves.png")

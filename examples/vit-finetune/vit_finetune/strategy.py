@@ -77,8 +77,7 @@ class HeadFedAvg(FedAvgM):
         if self.state.round < 0:
             self.state.arrays = to_numpy(initial_arrays)
             if self.config.head_start == "closed-form":
-                nodes = self.connected_nodes(grid)
-                self.prepare({p: nodes[p] for p in self.upcoming(sorted(nodes), 1)}, grid)
+                self.prepare(self.connected_nodes(grid), grid)  # all: each adds its sums
                 initial_arrays = to_record(self.state.arrays)
             central = evaluate_fn(0, initial_arrays) if evaluate_fn else None
             self.end_round(0, result, central)
@@ -321,7 +320,8 @@ class HeadFedAvg(FedAvgM):
         replies = sorted(replies, key=self.partition_of)
         sent = to_record(self.state.arrays) if phase == "training" else None
         left_out, good = {}, []
-        found = problems(replies, self.weighted_by_key, sent)
+        ratio = self.config.max_update_ratio
+        found = problems(replies, self.weighted_by_key, sent, ratio)
         for reply, problem in zip(replies, found, strict=True):
             partition = self.partition_of(reply)
             if problem:
