@@ -17,6 +17,9 @@ help: ## list the targets
 run: $(INSTALLED) ## run an example offline: make run EXAMPLE=advanced-pytorch CONFIG='num-server-rounds=3'
 	@$(BIN)/python tools/run_example.py $(EXAMPLE) --run-config "$(CONFIG)"
 
+federation: $(INSTALLED) ## run an example offline on a SuperLink and SuperNodes over TLS (EXAMPLE=, CONFIG=)
+	@$(BIN)/python tools/federation.py examples/$(EXAMPLE) --offline --run-config "$(CONFIG)"
+
 test: check ## lint, then all tests: what CI runs
 	@$(BIN)/python -m pytest
 
@@ -43,7 +46,7 @@ lock: $(INSTALLED) ## resolve every version anew into constraints.txt
 		pyproject.toml $(wildcard examples/*/pyproject.toml) --all-extras --output-file constraints.txt
 
 clean: ## remove the environment, caches and what runs wrote
-	rm -rf $(VENV) outputs examples/*/outputs .pytest_cache .ruff_cache
+	rm -rf $(VENV) .federations outputs examples/*/outputs .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 install: $(INSTALLED) ## make .venv with everything the tests ran with
@@ -58,4 +61,4 @@ $(INSTALLED): pyproject.toml constraints.txt $(wildcard examples/*/pyproject.tom
 		$(foreach example,$(EXAMPLES),--editable examples/$(example)[test])
 	@touch $@
 
-.PHONY: help run test check format bench check-gpu results lock clean install
+.PHONY: help run federation test check format bench check-gpu results lock clean install

@@ -30,6 +30,7 @@ def test_help_lists_every_target_with_one_line():
     assert {
         "help",
         "run",
+        "federation",
         "test",
         "check",
         "bench",
@@ -43,7 +44,9 @@ def test_help_lists_every_target_with_one_line():
 def test_unknown_example_is_named():
     done = make("run", "EXAMPLE=nope")
     assert done.returncode != 0
-    assert "EXAMPLE=nope: no such example; there are vit-finetune, advanced-pytorch" in done.stderr
+    assert (
+        "EXAMPLE=nope: no such example; there are vit-finetune, advanced-pytorch, " in done.stderr
+    )
 
 
 def test_a_failing_app_makes_run_fail():

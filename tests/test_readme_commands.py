@@ -7,14 +7,22 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from flwr.cli.app import app as flwr_cli
 from flwr.common.config import parse_config_args
+from flwr.server.app import _parse_args_run_superlink
+from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
+from ray.scripts.scripts import cli as ray_cli
 from repository import flatten
+from typer.main import get_command
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = ("flwr", "flower-simulation", "make", "pip", "uv", "python", "python3", "wandb")
+PROGRAMS = ("flwr", "flower-simulation", "flower-superlink", "flower-supernode", "ray")
+PROGRAMS += ("make", "pip", "uv", "python", "python3", "wandb")
 
 
 def pages() -> list[Path]:
@@ -23,10 +31,13 @@ def pages() -> list[Path]:
 
 
 def commands(page: Path) -> list[tuple[Path, list[str]]]:
-    """Return the (folder, words) of each command in a page's shell blocks, `cd` followed."""
+    """Return the (folder, words) of each command in a page's shell blocks, `cd` followed.
+
+    The pages in docs/ are to be followed from the root of the repository.
+    """
     found = []
     for block in re.findall(r"```(?:bash|shell|sh)\n(.*?)```", page.read_text(), re.DOTALL):
-        folder = page.parent
+        folder = ROOT if page.parent.name == "docs" else page.parent
         for line in block.replace("\\\n", " ").splitlines():
             for words in split_list(shlex.split(line, comments=True)):
                 while words and re.match(r"\w+=", words[0]):
@@ -59,7 +70,7 @@ def all_commands() -> list[pytest.param]:
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_are_found(page):
-    assert len(commands(page)) >= (2 if page.parent.name != "docs" else 0)
+    assert len(commands(page)) >= 2
 
 
 @pytest.mark.parametrize(("folder", "words"), all_commands())
@@ -67,6 +78,9 @@ def test_command(folder: Path, words: list[str]):
     program, *rest = words
     {
         "flwr": check_flwr,
+        "flower-superlink": lambda folder, rest: _parse_args_run_superlink().parse_args(rest),
+        "flower-supernode": lambda folder, rest: _parse_args_run_supernode().parse_args(rest),
+        "ray": lambda folder, rest: parse_with_click(ray_cli, rest),
         "flower-simulation": check_simulation,
         "make": check_make,
         "pip": check_pip,
@@ -81,7 +95,18 @@ def flower(app: Path) -> dict:
     return tomllib.loads((app / "pyproject.toml").read_text())["tool"]["flwr"]
 
 
+def parse_with_click(command: Any, words: list[str]) -> None:
+    """Have a command line parsed by the program's own parser, that of the last subcommand."""
+    while hasattr(command, "commands"):
+        assert words[0] in command.commands
+        command, words = command.commands[words[0]], words[1:]
+    command.make_context(command.name, list(words))
+
+
 def check_flwr(folder: Path, rest: list[str]):
+    parse_with_click(get_command(flwr_cli), rest)
+    if rest[0] not in ("run", "build"):
+        return
     parser = argparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("command", choices=["run", "build"])
     parser.add_argument("app", nargs="?", default=".")
@@ -143,12 +168,15 @@ def check_python(folder: Path, rest: list[str]):
     if named == 1:
         assert (folder / program[0]).is_file()
     subcommand = [word for word in words[:1] if not word.startswith("-")]
+    text = help_text(folder, *program, *subcommand)
+    for option in (word for word in words if word.startswith("--")):
+        assert option in text
+
+
+@cache
+def help_text(folder: Path, *words: str) -> str:
     done = subprocess.run(
-        [sys.executable, *program, *subcommand, "--help"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
+        [sys.executable, *words, "--help"], cwd=folder, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    for option in (word for word in words if word.startswith("--")):
-        assert option in done.stdout
+    return done.stdout

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from pytorch_example import task
 from pytorch_example.checkpoint import RunFolder, RunState, write_json
 from pytorch_example.config import Config
+from pytorch_example.errors import shown
 from pytorch_example.plot import draw_curves
 from pytorch_example.strategy import CustomFedAvg
 from pytorch_example.tracking import tracker
@@ -19,6 +20,7 @@ app = ServerApp()
 
 
 @app.main()
+@shown
 def main(grid: Grid, context: Context) -> None:
     config = Config.from_run_config(context.run_config)
     run_config = dict(context.run_config)

@@ -39,6 +39,7 @@ class CustomFedAvg(FedAvg):
         self.on_round_end = on_round_end
         self.partitions: dict[int, int] = {}  # by node id, which Flower draws anew in each run
         self.awaited: set[int] = set()  # partitions asked in this phase
+        self.asked: dict[str, int] = {}  # node ids by message id, of this phase
         self.heads_to_return = dict(state.personal_heads)  # after a resume, clients start empty
 
     def start(
@@ -71,7 +72,7 @@ class CustomFedAvg(FedAvg):
 
             arrays = to_record(self.state.arrays)
             messages = self.configure_train(server_round, arrays, train_config, grid)
-            replies = collect(grid, grid.push_messages(messages), timeout)
+            replies = collect(grid, self.send(grid, messages), timeout)
             arrays, metrics = self.aggregate_train(server_round, replies)
             self.state.arrays = to_numpy(arrays)
             result.train_metrics_clientapp[server_round] = metrics
@@ -79,7 +80,7 @@ class CustomFedAvg(FedAvg):
             central = None
             try:
                 messages = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
-                pending = grid.push_messages(messages)
+                pending = self.send(grid, messages)
                 central = evaluate_fn(server_round, arrays) if evaluate_fn else None  # meanwhile
                 metrics = self.aggregate_evaluate(server_round, collect(grid, pending, timeout))
                 result.evaluate_metrics_clientapp[server_round] = metrics or MetricRecord()
@@ -144,6 +145,13 @@ class CustomFedAvg(FedAvg):
             messages.append(Message(content, nodes[partition], kind))
         return messages
 
+    def send(self, grid: Grid, messages: Iterable[Message]) -> list[str]:
+        """Send messages, remember which node each went to, and return the ids of those sent."""
+        messages = list(messages)
+        sent = [message_id for message_id in grid.push_messages(messages) if message_id]
+        self.asked = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
+        return sent
+
     def sample(self, partitions: list[int], server_round: int, kind: str) -> list[int]:
         """Draw with a seed of (seed, round, kind): the same in every run and after a resume."""
         training = kind == MessageType.TRAIN
@@ -166,8 +174,8 @@ class CustomFedAvg(FedAvg):
         questions = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in new]
         if new:
             log(INFO, "Asking %d nodes for their partition; their workers may yet start", len(new))
-        for reply in collect(grid, grid.push_messages(questions), self.config.round_timeout):
-            node_id = reply.metadata.src_node_id
+        for reply in collect(grid, self.send(grid, questions), self.config.round_timeout):
+            node_id = self.asked[reply.metadata.reply_to_message_id]
             if reply.has_error():
                 log(WARNING, "Node %d left out: %s", node_id, reply.error.reason)
             else:
@@ -247,4 +255,5 @@ class CustomFedAvg(FedAvg):
         return good
 
     def partition_of(self, reply: Message) -> int:
-        return self.partitions[reply.metadata.src_node_id]
+        """Tell whose answer it is; one that the SuperLink gave in a lost node's place, too."""
+        return self.partitions[self.asked[reply.metadata.reply_to_message_id]]

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from vit_finetune import dataset, task
 from vit_finetune.checkpoint import Arrays, RunFolder, RunState, write_json
 from vit_finetune.config import MAY_CHANGE, Config
+from vit_finetune.errors import shown
 from vit_finetune.plot import draw_curves
 from vit_finetune.strategy import HeadFedAvg
 
@@ -19,6 +20,7 @@ app = ServerApp()
 
 
 @app.main()
+@shown
 def main(grid: Grid, context: Context) -> None:
     config = Config.from_run_config(context.run_config)
     run_config = dict(context.run_config)

@@ -50,6 +50,7 @@ class HeadFedAvg(FedAvgM):
         self.partitions: dict[int, int] = {}  # by node id, which Flower draws anew in each run
         self.prepared: dict[int, int] = {}  # images skipped, by partition whose features are ready
         self.awaited: set[int] = set()  # partitions asked in this phase
+        self.asked: dict[str, int] = {}  # node ids by message id, of this phase
         self.clients: dict[int, dict[str, Any]] = {}  # what each reported in this round
         self.bytes: dict[str, list[int]] = {"down": [], "up": []}  # of this round's training
         if velocity := [v for k, v in sorted(state.server.items()) if k.startswith("velocity/")]:
@@ -89,7 +90,7 @@ class HeadFedAvg(FedAvgM):
 
             arrays = to_record(self.state.arrays)
             messages = self.configure_train(server_round, arrays, train_config, grid)
-            replies = collect(grid, grid.push_messages(messages), timeout)
+            replies = collect(grid, self.send(grid, messages), timeout)
             arrays, metrics = self.aggregate_train(server_round, replies)
             self.state.arrays = to_numpy(arrays)
             result.train_metrics_clientapp[server_round] = metrics
@@ -97,7 +98,7 @@ class HeadFedAvg(FedAvgM):
             central = None
             try:
                 messages = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
-                pending = grid.push_messages(messages)
+                pending = self.send(grid, messages)
                 central = evaluate_fn(server_round, arrays) if evaluate_fn else None  # meanwhile
                 metrics = self.aggregate_evaluate(server_round, collect(grid, pending, timeout))
                 result.evaluate_metrics_clientapp[server_round] = metrics or MetricRecord()
@@ -193,7 +194,7 @@ class HeadFedAvg(FedAvgM):
         images = computed = 0
         moments = []
         with tqdm(total=len(new), desc="Extracting features", unit="client", disable=None) as bar:
-            for reply in collect(grid, grid.push_messages(messages), self.config.round_timeout):
+            for reply in collect(grid, self.send(grid, messages), self.config.round_timeout):
                 partition = self.partition_of(reply)
                 bar.update()
                 if reply.has_error():
@@ -243,6 +244,13 @@ class HeadFedAvg(FedAvgM):
         broken = [name for name, value in sums.items() if not np.isfinite(value).all()]
         return f"its sums over features hold NaN or infinity: {broken}" if broken else ""
 
+    def send(self, grid: Grid, messages: Iterable[Message]) -> list[str]:
+        """Send messages, remember which node each went to, and return the ids of those sent."""
+        messages = list(messages)
+        sent = [message_id for message_id in grid.push_messages(messages) if message_id]
+        self.asked = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
+        return sent
+
     def sample(self, partitions: list[int], server_round: int, kind: str) -> list[int]:
         """Draw with a seed of (seed, round, kind): the same in every run and after a resume."""
         training = kind == MessageType.TRAIN
@@ -276,8 +284,8 @@ class HeadFedAvg(FedAvgM):
         questions = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in new]
         if new:
             log(INFO, "Asking %d nodes for their partition; their workers may yet start", len(new))
-        for reply in collect(grid, grid.push_messages(questions), self.config.round_timeout):
-            node_id = reply.metadata.src_node_id
+        for reply in collect(grid, self.send(grid, questions), self.config.round_timeout):
+            node_id = self.asked[reply.metadata.reply_to_message_id]
             if reply.has_error():
                 log(WARNING, "Node %d left out: %s", node_id, one_line(reply.error.reason))
             else:
@@ -349,7 +357,8 @@ class HeadFedAvg(FedAvgM):
             report[f"{kind}_examples" if name == self.weighted_by_key else name] = value
 
     def partition_of(self, reply: Message) -> int:
-        return self.partitions[reply.metadata.src_node_id]
+        """Tell whose answer it is; one that the SuperLink gave in a lost node's place, too."""
+        return self.partitions[self.asked[reply.metadata.reply_to_message_id]]
 
 
 def content_size(message: Message) -> int:

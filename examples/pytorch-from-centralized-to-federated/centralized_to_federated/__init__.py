@@ -1,0 +1,1 @@
+"""A plain PyTorch project, and its federation with Flower."""

@@ -1,0 +1,76 @@
+"""The client: receives the global model, trains or tests it on its own data, sends the result."""
+
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from centralized_to_federated import task
+from centralized_to_federated.config import Config
+from centralized_to_federated.partition import load_partition
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train the global model on the local data."""
+    config, (data, _), network = prepare(message, context)
+    loss = task.train(
+        network,
+        data,
+        epochs=config.local_epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        momentum=config.momentum,
+        seed=task.derive_seed(
+            config.seed, message.content["config"]["server-round"], partition_id(context)
+        ),
+    )
+    metrics = MetricRecord({"train_loss": loss, "num-examples": len(data.labels)})
+    arrays = ArrayRecord(network.state_dict())
+    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Test the global model on the local test data."""
+    _, (_, data), network = prepare(message, context)
+    loss, accuracy = task.test(network, data)
+    metrics = {"eval_loss": loss, "eval_acc": accuracy, "num-examples": len(data.labels)}
+    return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
+
+@app.query()
+def identify(message: Message, context: Context) -> Message:
+    """Tell which partition this node holds: node ids are random."""
+    node = MetricRecord({"partition-id": partition_id(context)})
+    return Message(RecordDict({"node": node}), reply_to=message)
+
+
+def prepare(
+    message: Message, context: Context
+) -> tuple[Config, tuple[task.Examples, task.Examples], nn.Module]:
+    """Return the settings, this client's training and test data, and the global model."""
+    config = Config.from_run_config(context.run_config)
+    data = load_partition(
+        config.dataset,
+        partition_id(context),
+        int(context.node_config["num-partitions"]),
+        config.partitioning,
+        config.dirichlet_alpha,
+        config.min_partition_size,
+        config.seed,
+    )
+    network = task.build(config.network, task.num_classes(config.dataset), config.seed)
+    network.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    return config, data, network
+
+
+def partition_id(context: Context) -> int:
+    node = context.node_config
+    if not 0 <= int(node.get("partition-id", -1)) < int(node.get("num-partitions", 0)):
+        raise RuntimeError(
+            f"this SuperNode's node-config {dict(node)} does not say which partition it holds; "
+            'start it with --node-config "partition-id=0 num-partitions=2"'
+        )
+    return int(node["partition-id"])

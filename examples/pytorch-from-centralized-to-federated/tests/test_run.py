@@ -1,0 +1,260 @@
+"""The commands that a user runs, to the end and through trouble."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from centralized_to_federated import task
+
+APP = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+ONE_CPU = '{"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}'
+# The numbers that the README promises: digits offline, and CIFAR-10.
+OFFLINE_ACCURACY, OFFLINE_TOLERANCE = 0.98, 0.015
+CIFAR_ACCURACY, CIFAR_TOLERANCE = 0.54, 0.04
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills processes by their POSIX group")
+
+
+def simulation(app: Path, run_config: str, nodes: int = 2) -> list[str]:
+    command = [BIN / "flower-simulation", "--app", app, "--num-supernodes", nodes]
+    command += ["--backend-config", ONE_CPU, "--run-config", run_config]
+    return [str(part) for part in command]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"FLWR_TELEMETRY_ENABLED": "0", "PATH": f"{BIN}:{os.environ['PATH']}"}
+
+
+def run(command: list, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=folder,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=600,
+    )
+
+
+def offline(**changes: object) -> str:
+    """Return offline.toml's settings, changed, in the form key=value."""
+    settings = re.findall(r"^([\w.-]+) = (.*)$", (APP / "offline.toml").read_text(), re.MULTILINE)
+    changed = {key.replace("_", "-"): json.dumps(value) for key, value in changes.items()}
+    return " ".join(f"{key}={value}" for key, value in (dict(settings) | changed).items())
+
+
+def only_run(folder: Path) -> Path:
+    [path] = folder.glob("outputs/????-??-??/??-??-??")
+    return path
+
+
+def results(folder: Path) -> list[dict]:
+    return json.loads((only_run(folder) / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """One uninterrupted run by `flower-simulation`: where it stood, and its log."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = run(simulation(APP, str(APP / "offline.toml")), folder)
+    assert done.returncode == 0, done.stdout
+    return folder, done.stdout
+
+
+def test_run_leaves_what_the_readme_says(finished):
+    folder, log = finished
+    path = only_run(folder)
+    assert {file.name for file in path.iterdir()} == {
+        *("config.json", "results.json", "curves.png"),
+        *("checkpoint.safetensors", "model.safetensors"),
+    }
+    logged = re.findall(r"INFO.*?:\s+(\S.*)", log)
+    assert logged[0] == f"Outputs: {path}" == logged[-1]
+    assert json.loads((path / "config.json").read_text())["dataset"] == "digits"
+    history = results(folder)
+    assert [entry["round"] for entry in history] == list(range(6))
+    assert history[1].keys() == {
+        *("round", "train_metrics", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp"),
+        "clients",
+    }
+    accuracy = history[5]["evaluate_metrics_serverapp"]["accuracy"]
+    assert accuracy == pytest.approx(OFFLINE_ACCURACY, abs=OFFLINE_TOLERANCE)
+    model = task.build("compact", 10, 0)
+    model.load_state_dict(safetensors.torch.load_file(path / "model.safetensors"))
+    best = max(entry["evaluate_metrics_serverapp"]["accuracy"] for entry in history)
+    assert task.test(model, task.load("digits", "test"))[1] == pytest.approx(best, abs=1e-6)
+
+
+def test_flwr_run_gives_the_same_results(finished, tmp_path):
+    run([BIN / "flwr", "run", APP, "--run-config", APP / "offline.toml"], tmp_path)
+    assert results(tmp_path) == results(finished[0])
+
+
+def test_centralised_and_federated_are_the_same_training(tmp_path):
+    """`python cifar.py`, and one client that holds all data for one round: the same network."""
+    done = run([sys.executable, APP / "cifar.py", "--dataset", "digits", "--epochs", 2], tmp_path)
+    assert done.returncode == 0, done.stdout
+    loss, accuracy = re.search(r"Test loss: (.*), accuracy: (.*)", done.stdout).groups()
+
+    config = offline(num_server_rounds=1, local_epochs=2, min_replies=1)
+    done = run(simulation(APP, config, nodes=1), tmp_path)
+    assert done.returncode == 0, done.stdout
+    federated = results(tmp_path)[1]["evaluate_metrics_serverapp"]
+    assert f"{federated['loss']:.4f}" == loss
+    assert f"{federated['accuracy']:.4f}" == accuracy
+
+    network = task.build("compact", 10, 42)
+    settings = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "momentum": 0.9}
+    task.train(network, task.load("digits", "train"), **settings, seed=task.derive_seed(42))
+    model = safetensors.torch.load_file(only_run(tmp_path) / "model.safetensors")
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, model[name], rtol=1e-5, atol=1e-6)
+
+
+def test_killed_and_resumed_gives_the_same_results(finished, tmp_path):
+    """SIGKILL in the middle of a round; then resume, in the same folder, to the end."""
+    log = (tmp_path / "log").open("w")
+    killed = subprocess.Popen(
+        simulation(APP, str(APP / "offline.toml")),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while "[ROUND 3/5]" not in (tmp_path / "log").read_text():
+        assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert len(results(tmp_path)) in (3, 4)
+
+    done = run(simulation(APP, offline(resume_from=str(only_run(tmp_path)))), tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "Resuming after round" in done.stdout
+    assert results(tmp_path) == results(finished[0])
+
+
+def test_bad_value_ends_the_run_before_it_starts(tmp_path):
+    done = run(simulation(APP, offline(momentum=2.0)), tmp_path)
+    assert done.returncode != 0
+    assert "momentum = 2.0 is not valid; allowed: a number in [0, 1)" in done.stdout
+    assert not (tmp_path / "outputs").exists()
+
+
+FAULTY_CLIENT = """
+import numpy as np
+from centralized_to_federated import client_app
+from flwr.app import Array, MessageType
+from flwr.clientapp import ClientApp
+
+FAULTS = {1: "raise", 2: "nan", 3: "shape", 4: "enormous"}
+
+class FaultyClient(ClientApp):
+    def __call__(self, message, context):
+        fault = FAULTS.get(context.node_config["partition-id"])
+        if fault is None or message.metadata.message_type != MessageType.TRAIN:
+            return client_app.app(message, context)
+        if fault == "raise":
+            raise OSError("the disk is full")
+        reply = client_app.app(message, context)
+        arrays = reply.content["arrays"]
+        weight = arrays["0.weight"].numpy()
+        bad = {"nan": weight * np.nan, "shape": weight[1:], "enormous": weight + np.float32(1e9)}
+        arrays["0.weight"] = Array(bad[fault])
+        return reply
+
+app = FaultyClient()
+"""
+
+
+def test_bad_clients_cost_their_contribution_and_too_few_end_the_run(tmp_path):
+    """Of six clients four misbehave: with min-replies 2 the run goes on, with 3 it ends."""
+    app = tmp_path / "app"
+    shutil.copytree(APP, app, ignore=shutil.ignore_patterns("outputs", ".*"))
+    (app / "centralized_to_federated" / "faulty_client.py").write_text(FAULTY_CLIENT)
+    declared = (app / "pyproject.toml").read_text()
+    (app / "pyproject.toml").write_text(
+        declared.replace("federated.client_app:app", "federated.faulty_client:app")
+    )
+    settings = {"num_server_rounds": 1, "partitioning": "iid"}
+    done = run(simulation(app, offline(**settings, min_replies=3), nodes=6), tmp_path)
+    assert done.returncode != 0
+    assert "round 1: 2 of 6 training replies can be used, min-replies = 3" in done.stdout
+    folder = only_run(tmp_path)
+    assert f"round 0 is safe: resume-from='{folder}'" in done.stdout
+
+    config = offline(**settings, min_replies=2, resume_from=str(folder))
+    done = run(simulation(app, config, nodes=6), tmp_path)
+    assert done.returncode == 0, done.stdout
+    for partition, problem in enumerate(
+        [
+            "the disk is full",
+            r"0\.weight holds NaN or infinity",
+            r"0\.weight has shape \(31, 3, 3, 3\), not \(32, 3, 3, 3\)",
+            "its update is .* times as long as the median",
+        ],
+        start=1,
+    ):
+        assert re.search(f"Partition {partition} left out of training: .*{problem}", done.stdout)
+    trained = [c["partition"] for c in results(tmp_path)[1]["clients"] if "train_loss" in c]
+    assert trained == [0, 5]
+
+
+def commands_of_the_readme(section: str) -> list[list[str]]:
+    """Return the commands of a section of the README, each split into words."""
+    text = (APP / "README.md").read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    return [shlex.split(line) for block in blocks for line in block.splitlines()]
+
+
+def test_four_terminals_as_the_readme_has_them(tmp_path):
+    """SuperLink, two SuperNodes and `flwr run`, word by word, in a copy of this folder."""
+    app = tmp_path / "app"
+    shutil.copytree(APP, app, ignore=shutil.ignore_patterns("outputs", "__pycache__", ".venv"))
+    *parts, start = commands_of_the_readme("Deploy")
+    assert [words[0] for words in parts] == ["flower-superlink", *["flower-supernode"] * 2]
+    started = []
+    try:
+        for words in parts:
+            log = (tmp_path / f"{len(started)}.log").open("w")
+            started.append(
+                subprocess.Popen(
+                    [str(BIN / words[0]), *words[1:]],
+                    cwd=app,
+                    env=environment() | {"OMP_NUM_THREADS": "1"},
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            )
+            time.sleep(5)  # as long as it takes to open the next terminal
+        done = run([BIN / start[0], *start[1:]], app)
+    finally:
+        for part in reversed(started):
+            os.killpg(part.pid, signal.SIGTERM)
+            part.wait(30)
+    assert "Centralized accuracy" in done.stdout
+    accuracy = results(app)[5]["evaluate_metrics_serverapp"]["accuracy"]
+    assert accuracy == pytest.approx(OFFLINE_ACCURACY, abs=OFFLINE_TOLERANCE)
+
+
+def test_real_cifar_reaches_what_the_readme_promises(real_data, tmp_path):
+    settings = f"dataset={json.dumps(str(real_data / 'cifar10'))} partitioning='iid'"
+    done = run(simulation(APP, settings), tmp_path)
+    assert done.returncode == 0, done.stdout
+    accuracy = results(tmp_path)[10]["evaluate_metrics_serverapp"]["accuracy"]
+    assert accuracy == pytest.approx(CIFAR_ACCURACY, abs=CIFAR_TOLERANCE)

@@ -1,0 +1,85 @@
+"""Networks, data and partitions."""
+
+import datasets
+import pytest
+import torch
+from centralized_to_federated import task
+from centralized_to_federated.partition import load_partition
+
+
+def load(partition_id: int, partitioning: str, partitions: int = 4, minimum: int = 10):
+    return load_partition("digits", partition_id, partitions, partitioning, 0.5, minimum, 42)
+
+
+@pytest.mark.parametrize(("network", "parameters"), [("tutorial", 62_006), ("compact", 114_186)])
+def test_networks(network, parameters):
+    model = task.build(network, 10, 0)
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    again = task.build(network, 10, 0).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
+
+
+def test_pixels_are_scaled_as_in_the_tutorial():
+    images = torch.tensor([0, 127, 255], dtype=torch.uint8).repeat_interleave(1024)
+    pixels = task.to_pixels(images.view(1, 3, 32, 32))
+    assert pixels.dtype == torch.float32
+    assert pixels[0, :, 0, 0].tolist() == pytest.approx([-1, -1 / 255, 1])
+
+
+@pytest.mark.parametrize("partitioning", ["iid", "dirichlet"])
+def test_partitions_hold_every_example_once(partitioning):
+    for part, everything in enumerate((task.load("digits", "train"), task.load("digits", "test"))):
+        parts = [load(i, partitioning)[part] for i in range(4)]
+        images = torch.cat([p.images for p in parts]).flatten(1).double()
+        assert len(images) == len(everything.labels)
+        assert images.sum() == everything.images.double().sum()
+    shares = [load(i, partitioning)[0].labels.bincount().max() / 1437 * 4 for i in range(4)]
+    assert (max(shares) > 0.2) == (partitioning == "dirichlet")
+
+
+def test_same_gives_everything_to_each():
+    for i in range(3):
+        assert len(load(i, "same")[0].labels) == 1437
+
+
+def test_impossible_partitions_name_their_keys():
+    with pytest.raises(RuntimeError, match="min-partition-size = 900: cannot split 1437"):
+        load(0, "dirichlet", minimum=900)
+
+
+def test_training_repeats_exactly_and_learns():
+    weights = []
+    for _ in range(2):
+        network = task.build("compact", 10, 0)
+        data = task.load("digits", "train")
+        settings = {"batch_size": 16, "learning_rate": 0.01, "momentum": 0.9}
+        loss = task.train(network, data, epochs=2, seed=3, **settings)
+        weights.append(network[0].weight.detach().clone())
+    assert torch.equal(*weights)
+    assert loss < 0.6
+    assert task.test(network, task.load("digits", "test"))[1] > 0.9
+
+
+def test_unreachable_hub_is_one_line_with_the_way_out(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(RuntimeError, match=r"offline\.toml") as error:
+        task.load_split("nobody/no-such-dataset", "train")
+    assert "dataset = 'nobody/no-such-dataset'" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_images_of_another_size_are_named(tmp_path):
+    features = datasets.Features(
+        {"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+    )
+    image = torch.zeros(40, 30, 3, dtype=torch.uint8).numpy()
+    data = datasets.Dataset.from_dict({"img": [image], "label": [1]}, features=features)
+    with pytest.raises(RuntimeError, match=r"an image is 30x40, the networks take 32x32"):
+        task.decode(data, "img", "mine")
+
+
+def test_real_cifar(real_data):
+    test = task.load(str(real_data / "cifar10"), "test")
+    assert test.images.shape == (2000, 3, 32, 32)
+    assert test.labels.bincount().tolist() == [200] * 10

@@ -1,0 +1,71 @@
+"""A simulation attaches to a Ray cluster that is running, and spreads over its nodes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from federation import free_addresses
+from repository import ROOT
+
+BIN = Path(sys.executable).parent
+APP = ROOT / "examples" / "pytorch-from-centralized-to-federated"
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="stops processes by their POSIX group")
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """The address of a cluster of two nodes, one CPU each, on this machine."""
+    [address] = free_addresses(1)
+    port = address.split(":")[1]
+    common = [BIN / "ray", "start", "--num-cpus", "1", "--block", "--disable-usage-stats"]
+    head = ["--head", "--port", port, "--include-dashboard", "false"]
+    started = []
+    try:
+        for name, words in (("head", head), ("other", ["--address", address])):
+            log = (tmp_path / f"{name}.log").open("w+")
+            command = [str(word) for word in [*common, *words]]
+            started.append(
+                subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            )
+            deadline = time.monotonic() + 120
+            while "Ray runtime started" not in (text := (tmp_path / f"{name}.log").read_text()):
+                assert started[-1].poll() is None, text
+                assert time.monotonic() < deadline, text
+                time.sleep(0.5)
+        yield address
+    finally:
+        for process in started:
+            children = psutil.Process(process.pid).children(recursive=True)
+            os.killpg(process.pid, signal.SIGTERM)
+            _, alive = psutil.wait_procs(children, 10)
+            for child in alive:
+                child.kill()
+            process.wait()
+
+
+def test_simulation_spreads_over_two_nodes(cluster, tmp_path):
+    backend = {"init_args": {"address": cluster}, "client_resources": {"num_cpus": 1}}
+    command = [BIN / "flower-simulation", "--app", APP, "--num-supernodes", "4"]
+    command += ["--backend-config", json.dumps(backend)]
+    command += ["--run-config", "dataset='digits' partitioning='iid' num-server-rounds=3"]
+    log = (tmp_path / "simulation.log").open("w+")
+    run = subprocess.Popen(
+        [str(word) for word in command], cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT
+    )
+    nodes: set[int] = set()  # the Ray node that each worker with a client in it belongs to
+    while run.poll() is None:
+        for process in psutil.process_iter(["name", "ppid", "cmdline"]):
+            if "ClientAppActor" in " ".join(process.info["cmdline"] or []):
+                nodes.add(process.info["ppid"])
+        time.sleep(0.1)
+    assert run.returncode == 0, (tmp_path / "simulation.log").read_text()
+    assert len(nodes) == 2
+    [results] = tmp_path.glob("outputs/*/*/results.json")
+    assert len(json.loads(results.read_text())) == 4
