@@ -22,7 +22,7 @@ def test_centralised_project_has_the_same_defaults(run_config):
     done = subprocess.run(
         [sys.executable, APP / "cifar.py", "--help"], capture_output=True, text=True, check=True
     )
-    text = " ".join(done.stdout.split())
+    text = " ".join(done.stdout.split("options:")[1].split())
     for key in ("dataset", "network", "batch-size", "learning-rate", "momentum", "seed"):
         default = re.search(rf"--{key} .*?\(default: (.*?)\)", text)[1]
         assert default == str(run_config[key]), key
