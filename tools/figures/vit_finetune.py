@@ -185,10 +185,7 @@ def original_block() -> str:
         for text, run in ((text, measured["runs"][name]) for name, text in texts.items())
     ]
     header = ["`vit_tiny`, IID, 20 rounds of one local epoch", "accuracy", "best round", "time"]
-    return (
-        f"{table(header, rows)}\n\nSeed {measured['seed']}, `learning-rate=20.0` for so few "
-        f"steps. {taken(measured)}"
-    )
+    return f"{table(header, rows)}\n\nSeed {measured['seed']}. {taken(measured)}"
 
 
 def best(run: dict[str, Any]) -> float:
