@@ -18,7 +18,7 @@ run: $(INSTALLED) ## run an example offline: make run EXAMPLE=advanced-pytorch C
 	@$(BIN)/python tools/run_example.py $(EXAMPLE) --run-config "$(CONFIG)"
 
 federation: $(INSTALLED) ## run an example offline on a SuperLink and SuperNodes over TLS (EXAMPLE=, CONFIG=)
-	@$(BIN)/python tools/federation.py examples/$(EXAMPLE) --offline --run-config "$(CONFIG)"
+	@$(BIN)/python tools/federation.py examples/$(EXAMPLE) --offline --warm --run-config "$(CONFIG)"
 
 test: check ## lint, then all tests: what CI runs
 	@$(BIN)/python -m pytest
