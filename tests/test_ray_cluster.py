@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,11 +23,16 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="stops processes by thei
 
 @pytest.fixture
 def cluster(tmp_path):
-    """The address of a cluster of two nodes, one CPU each, on this machine."""
+    """The address of a cluster of two nodes, one CPU each, on this machine.
+
+    In a folder of its own, with a path short enough for sockets: where Ray notes a running cluster
+    in its usual folder, every later simulation on the machine would attach to that.
+    """
     [address] = free_addresses(1)
     port = address.split(":")[1]
     common = [BIN / "ray", "start", "--num-cpus", "1", "--block", "--disable-usage-stats"]
-    head = ["--head", "--port", port, "--include-dashboard", "false"]
+    folder = tempfile.mkdtemp(prefix="ray-")
+    head = ["--head", "--port", port, "--include-dashboard", "false", "--temp-dir", folder]
     started = []
     try:
         for name, words in (("head", head), ("other", ["--address", address])):
@@ -48,6 +55,7 @@ def cluster(tmp_path):
             for child in alive:
                 child.kill()
             process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_simulation_spreads_over_two_nodes(cluster, tmp_path):

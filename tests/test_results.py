@@ -4,8 +4,10 @@ import json
 import re
 
 import pytest
+from figures import pytorch_from_centralized_to_federated as cifar
 from figures import vit_finetune
 from figures.advanced_pytorch import accuracies
+from measured import result
 from repository import ROOT
 
 import results
@@ -42,3 +44,13 @@ def test_federated_head_stays_close_to_the_best_probe():
     assert vit_finetune.below("iid") <= 1.5
     assert max(vit_finetune.below(f"{split}, closed form") for split in ("iid", "dirichlet")) <= 1
     assert vit_finetune.below("dirichlet, plain FedAvg") > vit_finetune.below("dirichlet")
+
+
+def test_federated_iid_stays_close_to_centralised_training():
+    """In points of accuracy at equal passes over CIFAR-10."""
+    assert cifar.below("compact, IID, 2 clients") <= 3
+    assert cifar.below("compact, IID, 10 clients") <= 3
+
+
+def test_tensors_are_twice_as_fast_as_samples():
+    assert min(n["ratio"] for n in result(cifar.SPEED)["networks"].values()) >= 2
