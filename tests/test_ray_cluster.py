@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="stops processes by thei
 
 @pytest.fixture
 def cluster(tmp_path):
-    """The address of a cluster of two nodes, one CPU each, on this machine.
+    """The address and the processes of a cluster of two nodes, one CPU each, on this machine.
 
     In a folder of its own, with a path short enough for sockets: where Ray notes a running cluster
     in its usual folder, every later simulation on the machine would attach to that.
@@ -46,10 +46,10 @@ def cluster(tmp_path):
                 assert started[-1].poll() is None, text
                 assert time.monotonic() < deadline, text
                 time.sleep(0.5)
-        yield address
+        yield address, started
     finally:
         for process in started:
-            children = psutil.Process(process.pid).children(recursive=True)
+            children = children_of(process)
             os.killpg(process.pid, signal.SIGTERM)
             _, alive = psutil.wait_procs(children, 10)
             for child in alive:
@@ -58,8 +58,20 @@ def cluster(tmp_path):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def children_of(process: subprocess.Popen) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def command_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 def test_simulation_spreads_over_two_nodes(cluster, tmp_path):
-    backend = {"init_args": {"address": cluster}, "client_resources": {"num_cpus": 1}}
+    address, nodes = cluster
+    backend = {"init_args": {"address": address}, "client_resources": {"num_cpus": 1}}
     command = [BIN / "flower-simulation", "--app", APP, "--num-supernodes", "4"]
     command += ["--backend-config", json.dumps(backend)]
     command += ["--run-config", "dataset='digits' partitioning='iid' num-server-rounds=3"]
@@ -67,13 +79,13 @@ def test_simulation_spreads_over_two_nodes(cluster, tmp_path):
     run = subprocess.Popen(
         [str(word) for word in command], cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT
     )
-    nodes: set[int] = set()  # the Ray node that each worker with a client in it belongs to
+    used = set()  # the Ray nodes on which a client has run
     while run.poll() is None:
-        for process in psutil.process_iter(["name", "ppid", "cmdline"]):
-            if "ClientAppActor" in " ".join(process.info["cmdline"] or []):
-                nodes.add(process.info["ppid"])
+        for node in nodes:
+            if any("ClientAppActor" in command_of(p) for p in children_of(node)):
+                used.add(node.pid)
         time.sleep(0.1)
     assert run.returncode == 0, (tmp_path / "simulation.log").read_text()
-    assert len(nodes) == 2
+    assert len(used) == 2
     [results] = tmp_path.glob("outputs/*/*/results.json")
     assert len(json.loads(results.read_text())) == 4

@@ -2,10 +2,12 @@
 
 import warnings
 from functools import lru_cache
-
-from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, Partitioner
+from typing import TYPE_CHECKING
 
 from centralized_to_federated import task
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
 
 
 @lru_cache
@@ -26,12 +28,14 @@ def load_partition(
     """
     if partitioning == "same":
         return task.load(dataset, "train"), task.load(dataset, "test")
-    even = IidPartitioner(num_partitions)
-    even.dataset = task.load_split(dataset, "test").shuffle(seed=seed)
-    test = task.to_examples(even.load_partition(partition_id))
-    partitioner = load_partitioner(
-        dataset, num_partitions, partitioning, alpha, min_partition_size, seed
-    )
+    test_part = iid_partitioner(dataset, "test", num_partitions, seed).load_partition(partition_id)
+    test = task.to_examples(test_part)
+    if partitioning == "iid":
+        partitioner = iid_partitioner(dataset, "train", num_partitions, seed)
+    else:
+        partitioner = dirichlet_partitioner(
+            dataset, num_partitions, alpha, min_partition_size, seed
+        )
     try:
         with warnings.catch_warnings(action="ignore"):  # one paragraph for each retry
             return task.to_examples(partitioner.load_partition(partition_id)), test
@@ -42,23 +46,30 @@ def load_partition(
         ) from None
 
 
-@lru_cache
-def load_partitioner(
-    dataset: str,
-    num_partitions: int,
-    partitioning: str,
-    alpha: float,
-    min_partition_size: int,
-    seed: int,
-) -> Partitioner:
-    """Split the training data evenly at random, or so that classes differ between clients.
+# flwr_datasets takes seconds to import (its plots bring seaborn and scipy), and the server and
+# partitioning = "same" never need it: hence the late imports.
 
-    Source of the latter: Yurochkin et al. 2019, https://arxiv.org/abs/1905.12022
+
+@lru_cache
+def iid_partitioner(dataset: str, split: str, num_partitions: int, seed: int) -> "Partitioner":
+    """Split "train" or "test" evenly and at random."""
+    from flwr_datasets.partitioner import IidPartitioner
+
+    partitioner = IidPartitioner(num_partitions)
+    partitioner.dataset = task.load_split(dataset, split).shuffle(seed=seed)
+    return partitioner
+
+
+@lru_cache
+def dirichlet_partitioner(
+    dataset: str, num_partitions: int, alpha: float, min_partition_size: int, seed: int
+) -> "Partitioner":
+    """Split the training data so that class shares differ from client to client.
+
+    Source: Yurochkin et al. 2019, https://arxiv.org/abs/1905.12022
     """
-    if partitioning == "iid":
-        partitioner = IidPartitioner(num_partitions)
-        partitioner.dataset = task.load_split(dataset, "train").shuffle(seed=seed)
-        return partitioner
+    from flwr_datasets.partitioner import DirichletPartitioner
+
     partitioner = DirichletPartitioner(
         num_partitions, "label", alpha, min_partition_size=min_partition_size, seed=seed
     )

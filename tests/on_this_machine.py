@@ -1,0 +1,38 @@
+"""What the tests of federations on this machine share."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from repository import ROOT
+
+BIN = Path(sys.executable).parent
+CIFAR = ROOT / "examples" / "pytorch-from-centralized-to-federated"
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Return the processes that belong to a federation's folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(folder) in process.environ().get("FLWR_HOME", ""):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait(condition: Callable[[], Any], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} took more than {seconds} s"
+        time.sleep(0.2)
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    newest = max(folder.glob("outputs/*/*/results.json"), key=lambda path: path.stat().st_mtime)
+    return json.loads(newest.read_text())

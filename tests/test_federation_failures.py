@@ -1,0 +1,184 @@
+"""Real federations in trouble: parts refused, parts that send nonsense, parts killed."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+from certificates import make_certificates, make_node_key
+from cryptography.hazmat.primitives import serialization
+from federation import NAME, Federation, Part
+from flwr.client.grpc_rere_client.node_auth_client_interceptor import NodeAuthClientInterceptor
+from flwr.proto.fleet_pb2 import ActivateNodeRequest
+from flwr.proto.fleet_pb2_grpc import FleetStub
+from on_this_machine import CIFAR, processes_of, results, wait
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="stops processes by their POSIX group")
+
+FAULTY_CLIENT = """
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+from centralized_to_federated import client_app
+from flwr.app import Array, MessageType
+from flwr.clientapp import ClientApp
+
+
+class FaultyClient(ClientApp):
+    def __call__(self, message, context):
+        partition = context.node_config["partition-id"]
+        fault = os.environ.get(f"FAULT_{partition}")
+        if fault is None or message.metadata.message_type != MessageType.TRAIN:
+            return client_app.app(message, context)
+        if fault.startswith("sleep"):
+            marker = Path(fault.removeprefix("sleep:"))
+            if not marker.exists():
+                marker.write_text("")
+                time.sleep(3600)
+            return client_app.app(message, context)
+        reply = client_app.app(message, context)
+        arrays = reply.content["arrays"]
+        weight = arrays["0.weight"].numpy()
+        bad = {"nan": weight * np.nan, "shape": weight[1:], "enormous": weight + np.float32(1e9)}
+        arrays["0.weight"] = Array(bad[fault])
+        return reply
+
+
+app = FaultyClient()
+"""
+
+
+@pytest.fixture
+def faulty_app(tmp_path) -> Path:
+    """The app, whose clients do what FAULT_<partition> in the environment says."""
+    app = tmp_path / "faulty" / CIFAR.name
+    shutil.copytree(CIFAR, app, ignore=shutil.ignore_patterns("outputs", "__pycache__", ".venv"))
+    (app / "centralized_to_federated" / "faulty_client.py").write_text(FAULTY_CLIENT)
+    declared = (app / "pyproject.toml").read_text()
+    changed = declared.replace("federated.client_app:app", "federated.faulty_client:app")
+    (app / "pyproject.toml").write_text(changed)
+    return app
+
+
+def log_of(federation: Federation, run_id: int) -> str:
+    return federation.call(["flwr", "log", str(run_id), str(federation.app), NAME, "--show"])
+
+
+def test_strangers_are_refused_and_bad_updates_left_out(faulty_app, tmp_path, monkeypatch):
+    """Two good SuperNodes, three that send nonsense, and four kinds that must not get in."""
+    for partition, fault in {2: "nan", 3: "shape", 4: "enormous"}.items():
+        monkeypatch.setenv(f"FAULT_{partition}", fault)
+    monkeypatch.chdir(tmp_path)
+    make_certificates(tmp_path / "other")
+    with Federation(faulty_app, tmp_path / "federation", warm=True, verbose=False) as federation:
+        for partition in range(5):
+            federation.start_supernode(partition, 8)
+        unregistered = federation.start_supernode(5, 8, register=False, wait=False)
+        other_ca = federation.start_supernode(6, 8, ca=tmp_path / "other" / "ca.crt", wait=False)
+        plain = federation.start_supernode(7, 8, secure=False, wait=False)
+        assert impostor_is_refused_with(federation) == grpc.StatusCode.UNAUTHENTICATED
+
+        config = "dataset='digits' partitioning='iid' num-server-rounds=1"
+        run_id = federation.run(config)
+        assert federation.follow(run_id) == "finished:completed"
+
+        log = log_of(federation, run_id)
+        assert "train: sampled 5 of 5 clients" in log
+        for partition, problem in {
+            2: r"0\.weight holds NaN or infinity",
+            3: r"0\.weight has shape \(31, 3, 3, 3\), not \(32, 3, 3, 3\)",
+            4: r"its update is .* times as long as the median",
+        }.items():
+            assert re.search(f"Partition {partition} left out of training: {problem}", log)
+        assert results(tmp_path)[1]["evaluate_metrics_serverapp"]["loss"] < 10
+
+        assert unregistered.process.wait(30) == 1
+        assert unregistered.says("No SuperNode found with the given public key.")
+        for part in (other_ca, plain):
+            assert part.says("Connection attempt failed, retrying")
+            assert not part.says("SuperNode ID")
+        assert sorted(federation.nodes().values()) == ["online"] * 5 + ["registered"]
+    assert processes_of(tmp_path / "federation") == []
+
+
+def impostor_is_refused_with(federation: Federation) -> grpc.StatusCode:
+    """Show a registered public key, but sign with another private key."""
+    mine, registered = federation.folder / "impostor", federation.folder / "keys" / "supernode-0"
+    make_node_key(mine)
+    private = serialization.load_ssh_private_key(mine.read_bytes(), None)
+    public = serialization.load_ssh_public_key(registered.with_suffix(".pub").read_bytes())
+    trusted = grpc.ssl_channel_credentials((federation.certificates / "ca.crt").read_bytes())
+    with grpc.secure_channel(federation.fleet, trusted) as channel:
+        stub = FleetStub(
+            grpc.intercept_channel(channel, NodeAuthClientInterceptor(private, public))
+        )
+        public_key = registered.with_suffix(".pub").read_bytes()
+        with pytest.raises(grpc.RpcError) as error:
+            stub.ActivateNode(ActivateNodeRequest(public_key=public_key, heartbeat_interval=30))
+    return error.value.code()
+
+
+def kill(part: Part) -> None:
+    os.killpg(part.process.pid, signal.SIGKILL)
+    part.process.wait()
+
+
+def test_killed_parts_cost_what_the_guide_says(faulty_app, tmp_path, monkeypatch):
+    """A SuperNode killed while it trains comes back; the SuperLink is killed and restarted; then
+    so many SuperNodes are killed that too few are left.
+    """
+    asleep = tmp_path / "asleep"
+    monkeypatch.setenv("FAULT_2", f"sleep:{asleep}")
+    monkeypatch.chdir(tmp_path)
+    config = "dataset='digits' partitioning='iid'"
+    with Federation(faulty_app, tmp_path / "federation", warm=True, verbose=False) as federation:
+        for partition in range(3):
+            federation.start_supernode(partition, 3)
+        first = federation.run(f"{config} num-server-rounds=4")
+        wait(asleep.exists, 120, "the third SuperNode's training")
+        kill(federation.parts["supernode-2"])
+        kill(federation.parts["clientapp-2"])
+        wait(lambda: "[ROUND 2/4]" in log_of(federation, first), 120, "the round without it")
+        federation.start_supernode(2, 3)
+        assert federation.follow(first) == "finished:completed"
+        log = log_of(federation, first)
+        assert re.search(r"Partition 2 left out of training: .*Node Unavailable", log)
+        clients = [[c["partition"] for c in entry["clients"]] for entry in results(tmp_path)]
+        assert clients[1] == [0, 1]
+        assert clients[4] == [0, 1, 2]
+
+        second = federation.run(f"{config} num-server-rounds=50")
+        wait(lambda: "[ROUND 2/50]" in log_of(federation, second), 120, "the second run's round")
+        folder = re.search(r"Outputs: (.*)", log_of(federation, second))[1]
+        kill(federation.parts["superlink"])
+        federation.start_superlink()
+        assert federation.status(first) == "finished:completed"
+        assert log_of(federation, first) == log
+        done = len(json.loads(Path(folder, "results.json").read_text())) - 1
+        third = federation.run(f"{config} num-server-rounds={done + 1} resume-from='{folder}'")
+        assert federation.follow(third) == "finished:completed"
+        assert f"Resuming after round {done}" in log_of(federation, third)
+        assert len(json.loads(Path(folder, "results.json").read_text())) == done + 2
+
+        fourth = federation.run(f"{config} num-server-rounds=50")
+        wait(
+            lambda: "train: sampled 3" in log_of(federation, fourth), 120, "the fourth run's round"
+        )
+        for partition in (1, 2):
+            kill(federation.parts[f"supernode-{partition}"])
+            kill(federation.parts[f"clientapp-{partition}"])
+        began = time.monotonic()
+        assert federation.follow(fourth) == "finished:failed"
+        assert time.monotonic() - began < 120  # two missed heartbeats, and then some
+        assert re.search(
+            r"1 of \d \w+ replies can be used, min-replies = 2", log_of(federation, fourth)
+        )
+        assert re.search(r"round \d+ is safe: resume-from=", log_of(federation, fourth))
+        assert federation.status(second) == "finished:failed"
