@@ -1,0 +1,1 @@
+"""Federated LoRA fine-tuning of large language models."""

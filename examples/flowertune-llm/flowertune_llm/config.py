@@ -1,0 +1,129 @@
+"""The run config as one typed, checked object."""
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+
+def key(check: Any, allowed: str, name: str = "") -> Any:
+    """Declare a run-config key: a test of its value and, for the error, what is allowed."""
+    return field(metadata={"check": check, "allowed": allowed, "name": name})
+
+
+def at_least(low: float, name: str = "") -> Any:
+    return key(lambda v: v >= low, f"a number of at least {low}", name)
+
+
+def fraction(name: str = "", *, zero: bool = False, one: bool = True) -> Any:
+    bounds = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
+    return key(
+        lambda v: (v >= 0 if zero else v > 0) and (v <= 1 if one else v < 1),
+        f"a number in {bounds}",
+        name,
+    )
+
+
+def positive(name: str = "") -> Any:
+    return key(lambda v: 0 < v < float("inf"), "a number above 0", name)
+
+
+def some_text(name: str = "") -> Any:
+    return key(lambda v: v.strip() != "", "a non-empty text", name)
+
+
+def anything(allowed: str, name: str = "") -> Any:
+    return key(lambda v: True, allowed, name)
+
+
+def one_of(*choices: Any, name: str = "") -> Any:
+    return key(choices.__contains__, f"one of {', '.join(map(str, choices))}", name)
+
+
+TRAINING_ARGUMENTS = "train.training-arguments."
+# These may differ when a run is resumed; any other key would make it another run.
+MAY_CHANGE = {
+    *("num-server-rounds", "output-dir", "resume-from", "wandb.mode", "wandb.project"),
+    *("strategy.min-replies", "strategy.max-update-ratio", "strategy.round-timeout"),
+    *("train.save-every-round", "model.device-map"),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """One field for each key of `[tool.flwr.app.config]`; pyproject.toml explains them."""
+
+    dataset: str = some_text()
+    test_examples: int = at_least(1)
+    model_name: str = some_text("model.name")
+    quantization: int = one_of(0, 4, 8, name="model.quantization")
+    dtype: str = one_of("float32", "bfloat16", "float16", name="model.dtype")
+    device_map: str = some_text("model.device-map")
+    gradient_checkpointing: bool = anything("true or false", "model.gradient-checkpointing")
+    prompt_template: str = one_of("vicuna", "alpaca", "chat", name="model.prompt-template")
+    lora_r: int = at_least(1, "model.lora.peft-lora-r")
+    lora_alpha: int = at_least(1, "model.lora.peft-lora-alpha")
+    lora_dropout: float = fraction("model.lora.peft-lora-dropout", zero=True, one=False)
+    target_modules: str = anything("names and commas, or empty", "model.lora.target-modules")
+    learning_rate_max: float = positive("train.learning-rate-max")
+    learning_rate_min: float = key(
+        lambda v: v >= 0, "a number of at least 0", "train.learning-rate-min"
+    )
+    seq_length: int = at_least(8, "train.seq-length")
+    evaluate_every_round: int = at_least(0, "train.evaluate-every-round")
+    save_every_round: int = at_least(1, "train.save-every-round")
+    training_arguments: tuple[tuple[str, Any], ...] = field(metadata={"name": TRAINING_ARGUMENTS})
+    num_server_rounds: int = at_least(1)
+    fraction_train: float = fraction("strategy.fraction-train")
+    min_replies: int = at_least(1, "strategy.min-replies")
+    max_update_ratio: float = key(lambda v: v > 1, "a number above 1", "strategy.max-update-ratio")
+    round_timeout: float = positive("strategy.round-timeout")
+    transport_dtype: str = one_of(
+        *("float32", "bfloat16", "float16"), name="strategy.transport-dtype"
+    )
+    seed: int = at_least(0)
+    output_dir: str = some_text()
+    resume_from: str = anything("a folder of an earlier run, or empty")
+    wandb_mode: str = one_of("disabled", "offline", "online", name="wandb.mode")
+    wandb_project: str = some_text("wandb.project")
+
+    @classmethod
+    def from_run_config(cls, run_config: dict[str, Any]) -> Self:
+        """Read and check every key of Flower's flat run config.
+
+        Raises:
+            ValueError: names the key, its value and what is allowed.
+        """
+        values: dict[str, Any] = {}
+        for f in fields(cls):
+            name = f.metadata["name"] or f.name.replace("_", "-")
+            if name == TRAINING_ARGUMENTS:
+                values[f.name] = tuple(
+                    (k.removeprefix(name).replace("-", "_"), v)
+                    for k, v in sorted(run_config.items())
+                    if k.startswith(name)
+                )
+                continue
+            if name not in run_config:
+                raise ValueError(f"run config: key '{name}' is missing; pyproject.toml lists all")
+            value = run_config[name]
+            if f.type is float and type(value) is int:
+                value = float(value)
+            if type(value) is not f.type or not f.metadata["check"](value):
+                kind = {int: "whole number", float: "number", bool: "truth value", str: "text"}
+                raise ValueError(
+                    f"run config: {name} = {run_config[name]!r} is not valid; "
+                    f"allowed: {f.metadata['allowed']} ({kind[f.type]})"
+                )
+            values[f.name] = value
+        if values["learning_rate_min"] > values["learning_rate_max"]:
+            raise ValueError(
+                f"run config: train.learning-rate-min = {values['learning_rate_min']} is above "
+                f"train.learning-rate-max = {values['learning_rate_max']}"
+            )
+        return cls(**values)
+
+    def learning_rate(self, server_round: int) -> float:
+        """Return the rate of a round: the cosine from the largest to the smallest."""
+        done = (server_round - 1) / max(self.num_server_rounds - 1, 1)
+        span = self.learning_rate_max - self.learning_rate_min
+        return self.learning_rate_min + span * (1 + math.cos(math.pi * min(done, 1.0))) / 2

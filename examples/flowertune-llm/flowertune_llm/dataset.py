@@ -1,0 +1,192 @@
+"""Instruction data: rows of question and answer, split between clients, turned into tokens."""
+
+import ast
+import inspect
+import logging
+import sys
+import sysconfig
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from flowertune_llm.config import Config
+from flowertune_llm.models import load_tokenizer
+
+IGNORED = -100  # the label of tokens that the loss leaves out
+
+if not sys.stderr.isatty():
+    datasets.disable_progress_bars()
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+class Split(NamedTuple):
+    """Rows with the columns `question` and `answer`."""
+
+    train: Dataset
+    test: Dataset
+    unanswered: int  # rows that had no answer, and were left out
+
+
+@lru_cache(maxsize=1)
+def load_split(name: str, test_examples: int, seed: int) -> Split:
+    """Load all rows and hold some out for the central test.
+
+    Args:
+        name: a Hub name, a local folder, or "python-docs".
+        test_examples: how many rows no client gets.
+        seed: of the choice of those rows.
+
+    Raises:
+        RuntimeError: the data cannot be reached, or lacks columns, answers or rows.
+    """
+    if name == "python-docs":
+        data = Dataset.from_list(list(python_docs()))
+    else:
+        try:
+            data = datasets.load_dataset(name, split="train")
+        except Exception as error:  # the Hub's client has no common base class for its errors
+            raise RuntimeError(
+                f"dataset = '{name}': cannot load its 'train' split; no such folder, no such "
+                "dataset on the Hub, or the Hub cannot be reached. Without a network use "
+                "--run-config offline.toml, or set dataset to a local folder. "
+                f"({type(error).__name__}: {str(error).splitlines()[0]})"
+            ) from None
+    if not {"instruction", "output"} <= set(data.column_names):
+        raise RuntimeError(
+            f"dataset = '{name}': needs the columns 'instruction' and 'output', and may have "
+            f"'input'; has {data.column_names}"
+        )
+    data = data.map(
+        lambda row: {
+            "question": "\n\n".join(filter(None, (row["instruction"], row.get("input")))),
+            "answer": (row["output"] or "").strip(),
+        },
+        remove_columns=data.column_names,
+    )
+    answered = data.filter(lambda row: bool(row["answer"] and row["question"]))
+    if len(answered) <= test_examples:
+        raise RuntimeError(
+            f"dataset = '{name}': {len(answered)} of {len(data)} rows have an answer, "
+            f"test-examples = {test_examples} leaves none for the clients"
+        )
+    parts = answered.train_test_split(test_size=test_examples, seed=seed)
+    return Split(parts["train"], parts["test"], len(data) - len(answered))
+
+
+def python_docs() -> Iterator[dict[str, str]]:
+    """Yield a question and its answer for each documented name of Python's standard library.
+
+    The source files are read, nothing is imported. The answer is the docstring's first paragraph.
+    """
+    library = Path(sysconfig.get_path("stdlib"))
+    for path in sorted([*library.glob("*.py"), *library.glob("*/*.py")]):
+        parts = path.relative_to(library).with_suffix("").parts
+        if parts[0] in ("site-packages", "idlelib", "lib2to3", "test") or parts[-1][0] == "_":
+            continue
+        tree = ast.parse(path.read_bytes())
+        for node in tree.body:
+            yield from documented(node, ".".join(parts))
+            if isinstance(node, ast.ClassDef):
+                for member in node.body:
+                    yield from documented(member, ".".join([*parts, node.name]))
+
+
+def documented(node: ast.stmt, owner: str) -> Iterator[dict[str, str]]:
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return
+    text = inspect.cleandoc(ast.get_docstring(node) or "").split("\n\n")[0]
+    if node.name.startswith("_") or len(text.split()) < 5:
+        return
+    name = f"{owner}.{node.name}"
+    if isinstance(node, ast.ClassDef):
+        question = f"In Python, what is the class {name}?"
+    else:
+        arguments = ", ".join(argument.arg for argument in node.args.args)
+        question = f"In Python, what does {name}({arguments}) do?"
+    yield {"instruction": question, "output": " ".join(text.split())}
+
+
+@lru_cache(maxsize=8)
+def load_partition(config: Config, partition_id: int, num_partitions: int) -> Dataset:
+    """Return one client's examples as tokens, once for each process.
+
+    Returns:
+        columns `input_ids` and `labels`, lists of the same length.
+
+    Raises:
+        RuntimeError: nothing is left for this client.
+    """
+    # Seconds to import (its plots bring seaborn and scipy), and the server never needs it.
+    from flwr_datasets.partitioner import IidPartitioner
+
+    train = load_split(config.dataset, config.test_examples, config.seed).train
+    if len(train) < num_partitions:
+        raise RuntimeError(
+            f"partition {partition_id} is empty: dataset = '{config.dataset}' has {len(train)} "
+            f"training rows for {num_partitions} clients"
+        )
+    partitioner = IidPartitioner(num_partitions)
+    partitioner.dataset = train  # shuffled when it was split
+    tokens = tokenize(partitioner.load_partition(partition_id), config)
+    if not len(tokens):
+        raise RuntimeError(
+            f"partition {partition_id} is empty: in none of its rows is an answer within the first "
+            f"train.seq-length = {config.seq_length} tokens"
+        )
+    return tokens
+
+
+@lru_cache(maxsize=1)
+def load_test(config: Config) -> Dataset:
+    """Return the central test set as tokens, once for each process."""
+    return tokenize(load_split(config.dataset, config.test_examples, config.seed).test, config)
+
+
+def tokenize(rows: Dataset, config: Config) -> Dataset:
+    """Turn rows into `input_ids` and `labels`; rows cut off before their answer are left out."""
+    tokenizer = load_tokenizer(config)
+    examples = [
+        encode(tokenizer, question, answer, config.seq_length)
+        for question, answer in zip(rows["question"][:], rows["answer"][:], strict=True)
+    ]
+    return Dataset.from_list(
+        [example for example in examples if max(example["labels"]) != IGNORED],
+        datasets.Features(
+            {n: datasets.List(datasets.Value("int64")) for n in ("input_ids", "labels")}
+        ),
+    )
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, question: str, answer: str, length: int
+) -> dict[str, list[int]]:
+    """Return the tokens of the filled-in prompt template; only those of the answer have labels."""
+    asked = [{"role": "user", "content": question}]
+    prompt = render(tokenizer, question)
+    whole = tokenizer.apply_chat_template(
+        [*asked, {"role": "assistant", "content": answer}], tokenize=False
+    )
+    if not whole.startswith(prompt):
+        raise RuntimeError(
+            "model.prompt-template: the template does not begin an answered question as it begins "
+            "an open one, so the answer cannot be told apart; use 'vicuna' or 'alpaca'"
+        )
+    prompt_ids, answer_ids = (
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in (prompt, whole[len(prompt) :])
+    )
+    return {
+        "input_ids": (prompt_ids + answer_ids)[:length],
+        "labels": ([IGNORED] * len(prompt_ids) + answer_ids)[:length],
+    }
+
+
+def render(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
+    """Return the prompt up to where the answer begins: the same in training and for questions."""
+    asked = [{"role": "user", "content": question}]
+    return tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)

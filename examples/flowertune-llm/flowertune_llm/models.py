@@ -1,0 +1,255 @@
+"""The base model, frozen and perhaps quantised; its tokenizer; and the adapter that is trained."""
+
+import logging
+import math
+import os
+import sys
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import torch
+import transformers
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from flowertune_llm import smollm2
+from flowertune_llm.config import Config
+
+NamedArrays = dict[str, np.ndarray]
+
+# One template a run, for training and for questions alike: it is saved with the adapter.
+TEMPLATES = {
+    "vicuna": (
+        "{{ bos_token or '' }}A chat between a curious user and an artificial intelligence "
+        "assistant. The assistant gives helpful, detailed, and polite answers to the user's "
+        "questions."
+        "{% for m in messages %}{% if m.role == 'user' %} USER: {{ m.content }} ASSISTANT:"
+        "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    ),
+    "alpaca": (
+        "{{ bos_token or '' }}Below is an instruction that describes a task. Write a response "
+        "that appropriately completes the request."
+        "{% for m in messages %}{% if m.role == 'user' %}\n\n### Instruction:\n{{ m.content }}"
+        "\n\n### Response:\n{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    ),
+}
+
+if not sys.stderr.isatty():
+    transformers.utils.logging.disable_progress_bar()
+# Its retries against an unreachable Hub would bury the one line that says what to do.
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def source(name: str) -> str:
+    """Return where transformers finds a model: a Hub name, or a folder."""
+    return str(smollm2.model_folder()) if name == smollm2.NAME else name
+
+
+def pretrained(loader: Any, config: Config, **options: Any) -> Any:
+    """Call `from_pretrained` for the base model.
+
+    Raises:
+        RuntimeError: it is not there, or not what transformers can load.
+    """
+    try:
+        return loader.from_pretrained(source(config.model_name), **options)
+    except (OSError, ValueError) as error:
+        raise RuntimeError(
+            f"model.name = '{config.model_name}': cannot be loaded; no such folder, no such model "
+            "on the Hub, no access to it, or the Hub cannot be reached. Without a network use "
+            "--run-config offline.toml, or set model.name to a local folder. "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        ) from None
+
+
+@lru_cache(maxsize=1)
+def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    """Load the tokenizer, with the run's prompt template and a padding token.
+
+    Raises:
+        RuntimeError: "chat" is asked for, and the model has no template of its own.
+    """
+    tokenizer = pretrained(AutoTokenizer, config)
+    if config.prompt_template != "chat":
+        tokenizer.chat_template = TEMPLATES[config.prompt_template]
+    elif not tokenizer.chat_template:
+        raise RuntimeError(
+            f"model.prompt-template = 'chat': the tokenizer of {config.model_name} has no chat "
+            f"template; choose one of {', '.join(TEMPLATES)}"
+        )
+    if tokenizer.eos_token is None:
+        raise RuntimeError(
+            f"model.name = '{config.model_name}': its tokenizer has no token for the end of a "
+            "text (eos_token), so no answer could end; set it in tokenizer_config.json"
+        )
+    if tokenizer.pad_token is None:  # masked out everywhere, so that any will do
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+@lru_cache(maxsize=1)
+def load_model(config: Config) -> PeftModel:
+    """Load the base model with an adapter whose values are yet to be set, once for each process.
+
+    Raises:
+        RuntimeError: it is not there, or this machine cannot do what is asked for.
+    """
+    check_platform(config)
+    options: dict[str, Any] = {"device_map": device_map(config.device_map)}
+    if config.quantization:
+        options["quantization_config"] = quantization(config.quantization, config.dtype)
+    model = pretrained(AutoModelForCausalLM, config, dtype=dtype(config), **options)
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    if config.gradient_checkpointing:
+        model.enable_input_require_grads()  # the first layer's input needs a gradient to pass on
+    return add_adapter(model, config)
+
+
+def add_adapter(model: torch.nn.Module, config: Config) -> PeftModel:
+    targets = [name.strip() for name in config.target_modules.split(",") if name.strip()]
+    lora = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets or None,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=source(config.model_name),
+    )
+    try:
+        return get_peft_model(model, lora)
+    except ValueError as error:
+        raise RuntimeError(
+            f"model.lora.target-modules = '{config.target_modules}' does not fit "
+            f"{config.model_name}: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def quantization(bits: int, dtype_name: str) -> transformers.BitsAndBytesConfig:
+    """Return NF4 with 4 bits (Dettmers et al. 2023) or LLM.int8 (Dettmers et al. 2022).
+
+    Sources: https://arxiv.org/abs/2305.14314 and https://arxiv.org/abs/2208.07339
+    """
+    if bits == 8:
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=getattr(torch, dtype_name),
+    )
+
+
+def dtype(config: Config) -> torch.dtype:
+    return getattr(torch, config.dtype)
+
+
+def device_map(name: str) -> Any:
+    """Return what `from_pretrained` takes: one device for all, or how to spread over the GPUs."""
+    if name in ("balanced", "balanced_low_0", "sequential"):
+        return name
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return {"": "cuda:0" if name == "cuda" else name}
+
+
+def check_platform(config: Config) -> None:
+    """Try in small what the run will do, so that what this machine cannot do is said up front.
+
+    Raises:
+        RuntimeError: names the key.
+    """
+    chosen = device_map(config.device_map)
+    device = "cuda:0" if isinstance(chosen, str) else chosen[""]
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise RuntimeError(
+            f"model.device-map = '{config.device_map}': this process sees no GPU; in a simulation "
+            "use `flwr run . local-sim-gpu`, and without a GPU 'cpu' or 'auto'"
+        )
+    try:
+        x = torch.ones(64, 64, device=device, dtype=dtype(config))
+        (x @ x).sum().item()
+    except (RuntimeError, AssertionError) as error:
+        key = f"model.device-map = '{config.device_map}', model.dtype = '{config.dtype}'"
+        raise RuntimeError(f"{key}: does not work here ({one_line(error)})") from None
+    if not config.quantization:
+        return
+    try:
+        import bitsandbytes as bnb
+
+        if config.quantization == 4:
+            layer = bnb.nn.Linear4bit(64, 64, compute_dtype=x.dtype, quant_type="nf4")
+        else:
+            layer = bnb.nn.Linear8bitLt(64, 64, has_fp16_weights=False)
+        layer.to(device)(x).sum().item()
+    except Exception as error:  # whichever part of it is missing
+        raise RuntimeError(
+            f"model.quantization = {config.quantization}: bitsandbytes cannot do it on "
+            f"'{device}' here; use 0 ({one_line(error)})"
+        ) from None
+
+
+def one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def empty_model(config: Config) -> PeftModel:
+    """Return the model with its adapter, without memory for either: names and shapes only."""
+    described = pretrained(AutoConfig, config)
+    with torch.device("meta"):
+        return add_adapter(AutoModelForCausalLM.from_config(described), config)
+
+
+def initial_adapter(config: Config) -> NamedArrays:
+    """Return a new adapter as LoRA begins (Hu et al. 2021): A at random by the seed, B zero.
+
+    Source: https://arxiv.org/abs/2106.09685
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    arrays = {}
+    for name, empty in get_peft_model_state_dict(empty_model(config)).items():
+        value = torch.zeros(empty.shape)
+        if "lora_A" in name:
+            torch.nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=generator)
+        elif "lora_embedding_B" in name:
+            torch.nn.init.normal_(value, generator=generator)
+        arrays[name] = value.numpy()
+    return arrays
+
+
+def set_adapter(model: PeftModel, arrays: NamedArrays) -> None:
+    set_peft_model_state_dict(model, {name: torch.from_numpy(v) for name, v in arrays.items()})
+
+
+def get_adapter(model: PeftModel) -> NamedArrays:
+    return {
+        name: value.detach().to("cpu", torch.float32, copy=True).numpy()
+        for name, value in get_peft_model_state_dict(model).items()
+    }
+
+
+def save_adapter(arrays: NamedArrays, config: Config, folder: Path) -> None:
+    """Write the adapter in PEFT's own format, and the tokenizer with the prompt template.
+
+    The folder is there whole or not at all; `AutoPeftModelForCausalLM` and test.py load it.
+    """
+    if folder.is_dir():
+        return
+    lora = empty_model(config).peft_config["default"]
+    lora.inference_mode = True
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        path = Path(temporary, folder.name)
+        path.mkdir()
+        lora.save_pretrained(path)
+        safetensors.numpy.save_file(arrays, path / "adapter_model.safetensors", {"format": "pt"})
+        load_tokenizer(config).save_pretrained(path)
+        os.replace(path, folder)  # noqa: PTH105

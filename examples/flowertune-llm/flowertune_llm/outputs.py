@@ -1,0 +1,70 @@
+"""The folder of a run: new or resumed, filled round by round, with adapters in PEFT's format."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from logging import ERROR, INFO
+from pathlib import Path
+from typing import Any
+
+from flwr.common import log
+
+from flowertune_llm.checkpoint import RunFolder, RunState, write_json
+from flowertune_llm.config import MAY_CHANGE, Config
+from flowertune_llm.models import save_adapter
+from flowertune_llm.plot import draw_curves
+from flowertune_llm.tracking import tracker
+
+
+@contextmanager
+def open_run(
+    config: Config, run_config: dict[str, Any]
+) -> Iterator[tuple[RunState, Callable[[], None]]]:
+    """Yield where the run stands, and what saves it; say at both ends where its files are.
+
+    Raises:
+        ValueError: `resume-from` is no run that can be carried on with this config.
+    """
+    earlier = RunFolder(Path(config.resume_from)) if config.resume_from else None
+    state = earlier.load(run_config, MAY_CHANGE) if earlier else RunState(run_config)
+    folder = earlier or RunFolder.create(config.output_dir)
+    log(INFO, "Outputs: %s", folder.path)
+    write_json(folder.config, run_config)
+    if earlier:
+        log(INFO, "Resuming after round %d of %d", state.round, config.num_server_rounds)
+
+    def save_files() -> None:
+        folder.save(state, state.arrays)
+        last = state.round == config.num_server_rounds
+        if state.round and (last or state.round % config.save_every_round == 0):
+            save_adapter(state.arrays, config, folder.path / f"peft_{state.round}")
+
+    if state.round >= 0:
+        save_files()  # the other files may be a round behind the checkpoint
+    try:
+        with tracker(config, folder, run_config) as track:
+
+            def save() -> None:
+                save_files()
+                track(state.history[-1])
+
+            yield state, save
+    except Exception:
+        message = "Stopped; round %d is safe: resume-from='%s'"
+        log(ERROR, message, folder.saved_round, folder.path)
+        raise
+    finally:
+        if state.history:
+            draw_curves(state.history, folder.curves)
+    log(INFO, "")
+    log(INFO, "Results: %s", folder.results)
+    log(INFO, "Curves:  %s", folder.curves)
+    log(INFO, "Adapter: %s", folder.path / f"peft_{state.round}")
+    report_losses(state.history)
+    log(INFO, "Outputs: %s", folder.path)
+
+
+def report_losses(history: list[dict[str, Any]]) -> None:
+    tested = [e for e in history if e["evaluate_metrics_serverapp"]]
+    if tested:
+        first, last = (tested[i]["evaluate_metrics_serverapp"]["loss"] for i in (0, -1))
+        log(INFO, "Centralized loss: %.4f before training, %.4f now", first, last)

