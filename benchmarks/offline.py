@@ -1,4 +1,4 @@
-"""Seconds and accuracy of each example's offline run, as `make run` does it."""
+"""Seconds and outcome of each example's offline run, as `make run` does it."""
 
 import argparse
 import json
@@ -33,8 +33,9 @@ def main() -> None:
             if done.returncode != 0:
                 raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
             [results] = Path(folder).glob("outputs/*/*/results.json")
-            last = json.loads(results.read_text())[-1]["evaluate_metrics_serverapp"]
-        examples[name] = {"seconds": seconds, "accuracy": last["accuracy"]}
+            history = json.loads(results.read_text())
+        first, last = (history[i]["evaluate_metrics_serverapp"] for i in (0, -1))
+        examples[name] = {"seconds": seconds, "first": first, "last": last}
         print(name, examples[name])
     write_result("offline", provenance() | {"examples": examples})
 

@@ -135,8 +135,11 @@ def test_no_import_from_outside(example):
 def test_copies_are_equal(name):
     """Each example is complete by itself, so some files stand in several: word for word."""
     copies = list((ROOT / "examples").glob(f"*/*/{name}"))
-    if name in ("checkpoint.py", "plot.py"):  # advanced-pytorch has more to save and to draw
-        copies = [path for path in copies if path.parent.name != "pytorch_example"]
+    others = {
+        "checkpoint.py": {"pytorch_example"},
+        "plot.py": {"pytorch_example", "flowertune_llm"},
+    }
+    copies = [path for path in copies if path.parent.name not in others.get(name, ())]
     assert len(copies) >= 2
     assert len({path.read_bytes() for path in copies}) == 1
 

@@ -29,12 +29,12 @@ def settings(example: str) -> str:
 
 
 def examples_table() -> str:
-    """Return the front page's table: offline time and accuracy as measured, one example a row."""
+    """Return the front page's table: offline time and outcome as measured, one example a row."""
     offline = result("offline")["examples"]
     rows = []
     for name in example_names():
         shown = figures(name)
-        run = f"{offline[name]['seconds']:.0f} s, {offline[name]['accuracy']:.2f} on digits"
+        run = f"{offline[name]['seconds']:.0f} s, {shown.offline()}"
         link = f"[{name}](examples/{name})"
         rows.append([link, shown.TEACHES, shown.DATA, shown.MODEL, run, shown.headline()])
     header = ["example", "what it teaches", "data", "model", "offline run", "measured"]

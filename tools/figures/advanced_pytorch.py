@@ -4,7 +4,7 @@ from pathlib import Path
 from statistics import mean
 
 from matplotlib.figure import Figure
-from measured import result, table, taken
+from measured import offline_on_digits, result, table, taken
 
 
 def accuracies(server_round: int) -> dict[str, list[float]]:
@@ -68,6 +68,10 @@ def speed_block() -> str:
         f"worker has nothing left to do. The first round takes {start:.0f} s: Ray and the "
         f"workers start. {taken(measured)}"
     )
+
+
+def offline() -> str:
+    return offline_on_digits("advanced-pytorch")
 
 
 def headline() -> str:

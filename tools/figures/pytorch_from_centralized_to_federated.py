@@ -6,7 +6,7 @@ from statistics import mean
 from textwrap import dedent
 
 from matplotlib.figure import Figure
-from measured import result, table, taken
+from measured import offline_on_digits, result, table, taken
 from repository import ROOT
 
 ACCURACY = "pytorch-from-centralized-to-federated-accuracy"
@@ -133,6 +133,10 @@ def speed_block() -> str:
         f"{table(header, rows)}\n\nOne thread, batches of {measured['batch']}, the same network "
         f"and images in turns. {taken(measured)}"
     )
+
+
+def offline() -> str:
+    return offline_on_digits("pytorch-from-centralized-to-federated")
 
 
 def headline() -> str:

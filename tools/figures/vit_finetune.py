@@ -5,7 +5,7 @@ from statistics import mean, median
 from typing import Any
 
 from matplotlib.figure import Figure
-from measured import result, table, taken
+from measured import offline_on_digits, result, table, taken
 from repository import ROOT
 
 NAMES = {
@@ -226,6 +226,10 @@ def gpu_block() -> str:
         for line in measured["head_training"]
     ]
     return f"{table(['on the GPU', 'speed', 'peak device memory'], rows)}\n\n{taken(measured)}"
+
+
+def offline() -> str:
+    return offline_on_digits("vit-finetune")
 
 
 def headline() -> str:

@@ -63,30 +63,41 @@ def train(
     model: PeftModel, data: Dataset, config: Config, learning_rate: float, seed: int
 ) -> float:
     """Train the adapter in place and return the mean training loss per token of the answers."""
-    with tempfile.TemporaryDirectory() as folder:
-        arguments: dict[str, Any] = {
-            "output_dir": folder,
-            "learning_rate": learning_rate,
-            "lr_scheduler_type": "constant",
-            "seed": seed,
-            "gradient_checkpointing": config.gradient_checkpointing,
-            "use_cpu": model.device.type == "cpu",
-            "report_to": "none",
-            "save_strategy": "no",
-            "logging_strategy": "no",
-            "disable_tqdm": True,
-            "dataloader_pin_memory": model.device.type == "cuda",
-        }
-        if config.gradient_checkpointing:
-            arguments["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
-        trainer = Trainer(
-            model,
-            TrainingArguments(**arguments | dict(config.training_arguments)),
-            train_dataset=data,
-            data_collator=collator(config),
-        )
-        trainer.remove_callback(PrinterCallback)
-        return trainer.train().training_loss
+    return trainer(model, data, config, learning_rate, seed).train().training_loss
+
+
+def trainer(
+    model: PeftModel,
+    data: Dataset,
+    config: Config,
+    learning_rate: float,
+    seed: int,
+    **changes: Any,
+) -> Trainer:
+    """Return what trains: `train.training-arguments.*`, and what this example sets by itself."""
+    arguments: dict[str, Any] = {
+        "output_dir": tempfile.gettempdir(),  # nothing is written there
+        "learning_rate": learning_rate,
+        "lr_scheduler_type": "constant",
+        "seed": seed,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "use_cpu": model.device.type == "cpu",
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": model.device.type == "cuda",
+    }
+    if config.gradient_checkpointing:
+        arguments["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+    made = Trainer(
+        model,
+        TrainingArguments(**arguments | dict(config.training_arguments) | changes),
+        train_dataset=data,
+        data_collator=collator(config),
+    )
+    made.remove_callback(PrinterCallback)
+    return made
 
 
 @torch.inference_mode()

@@ -1,0 +1,131 @@
+"""Tokens a second of a federated client against a bare loop; peak memory in each precision.
+
+Both take the same steps on the same batches, on one thread, in turns: the client's rounds through
+`flower-simulation` (without the first, in which workers start and load the model), the bare loop
+with AdamW and nothing else.
+"""
+
+import argparse
+import json
+import os
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import ROOT, provenance, simulate, write_result
+from flowertune_llm import models, task
+from flowertune_llm.client_app import derive_seed
+from flowertune_llm.config import Config
+from flowertune_llm.dataset import load_partition
+from flwr.common.config import flatten_dict
+
+APP = ROOT / "examples" / "flowertune-llm"
+STEPS, ROUNDS, REPEATS, BATCH = 12, 4, 2, 4
+PRECISIONS = {
+    "4-bit (NF4)": {"model.quantization": 4},
+    "8-bit": {"model.quantization": 8},
+    "bfloat16": {"model.dtype": "bfloat16"},
+    "float32": {"model.dtype": "float32"},
+}
+
+
+def settings(**changes: object) -> dict[str, Any]:
+    """Return the run config of the offline run, for one client."""
+    declared = tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    offline = tomllib.loads((APP / "offline.toml").read_text())
+    run_config = flatten_dict(declared) | flatten_dict(offline)
+    run_config |= {"num-server-rounds": ROUNDS + 1, "train.evaluate-every-round": 0}
+    run_config["train.training-arguments.max-steps"] = STEPS
+    return run_config | {"train.learning-rate-min": 1e-3} | changes
+
+
+def federated_seconds() -> float:
+    """Return the seconds of a round with one client, without the first."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = "".join(simulate(APP, 1, settings(), Path(folder)))
+    rounds = [float(seconds) for seconds in re.findall(r"Round took ([\d.]+) s", log)]
+    return statistics.mean(rounds[1:])
+
+
+def bare(rounds: int) -> dict[str, float]:
+    """Return the seconds and tokens of a round's steps in a loop of PyTorch's own."""
+    torch.set_num_threads(1)
+    config = Config.from_run_config(settings())
+    model, data = models.load_model(config), load_partition(config, 0, 1)
+    models.set_adapter(model, models.initial_adapter(config))
+    took, tokens = 0.0, 0
+    for server_round in range(1, rounds + 1):
+        seed = derive_seed(config.seed, server_round, 0)
+        loader = task.trainer(model, data, config, 1e-3, seed).get_train_dataloader()
+        batches = [batch for _, batch in zip(range(STEPS), loader, strict=False)]
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
+        model.train()
+        began = time.perf_counter()
+        for batch in batches:
+            optimizer.zero_grad()
+            model(**batch).loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        if server_round > 1:  # the first warms up
+            took += time.perf_counter() - began
+            tokens += sum(batch["attention_mask"].sum().item() for batch in batches)
+    return {"seconds": took / (rounds - 1), "tokens": tokens / (rounds - 1)}
+
+
+def peak(name: str) -> dict[str, float]:
+    """Return seconds a step, and the process's peak resident memory, with 256 tokens a row."""
+    torch.set_num_threads(1)
+    changes = PRECISIONS[name] | {"train.training-arguments.max-steps": 3}
+    config = Config.from_run_config(settings(**changes))
+    imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    model, data = models.load_model(config), load_partition(config, 0, 20)
+    row = [token for example in data for token in example["input_ids"]][:256]
+    rows = data.from_dict({"input_ids": [row] * 64, "labels": [row] * 64})
+    models.set_adapter(model, models.initial_adapter(config))
+    task.train(model, rows, config, 1e-3, 0)  # warms up
+    began = time.perf_counter()
+    task.train(model, rows, config, 1e-3, 0)
+    seconds = (time.perf_counter() - began) / 3
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"tokens_a_second": BATCH * 256 / seconds, "peak_bytes": highest, "imports": imported}
+
+
+def alone(*words: str) -> dict[str, float]:
+    """Run a part of this script in a process of its own."""
+    command = [sys.executable, __file__, *words]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
+    if part := parser.parse_args().part:
+        print(json.dumps(bare(ROUNDS + 1) if part[0] == "bare" else peak(part[1])))
+        return
+    speeds = []
+    for _ in range(REPEATS):
+        loop, seconds = alone("--part", "bare"), federated_seconds()
+        speeds.append(loop | {"federated_seconds": seconds, "ratio": seconds / loop["seconds"]})
+        print(speeds[-1], flush=True)
+    memory = {}
+    for name in PRECISIONS:
+        memory[name] = alone("--part", "peak", name)
+        print(name, memory[name], flush=True)
+    result = {"steps": STEPS, "rounds": ROUNDS, "batch": BATCH}
+    write_result(
+        "flowertune-llm-speed", provenance() | result | {"speed": speeds, "memory": memory}
+    )
+
+
+if __name__ == "__main__":
+    main()

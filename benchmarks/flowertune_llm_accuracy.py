@@ -1,0 +1,95 @@
+"""Held-out loss of federated against centralised LoRA fine-tuning at equal steps, 3 seeds.
+
+SmolLM2-135M on the documentation of Python's standard library, offline.toml's settings over more
+rounds. The federated runs go through `flower-simulation`: 2 of 20 clients a round. The centralised
+runs take as many steps, with the batch of one client and with the batches of both together.
+"""
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import ROOT, provenance, simulate, write_result
+from datasets import concatenate_datasets
+from flowertune_llm import models, task
+from flowertune_llm.config import Config
+from flowertune_llm.dataset import load_partition, load_test
+from flwr.common.config import flatten_dict
+
+APP = ROOT / "examples" / "flowertune-llm"
+SEEDS = (42, 43, 44)
+ROUNDS, CLIENTS, EVERY = 12, 20, 3
+TRANSPORTS = ("float32", "bfloat16", "float16")
+BATCH = "train.training-arguments.per-device-train-batch-size"
+STEPS = "train.training-arguments.max-steps"
+
+
+def settings() -> dict[str, Any]:
+    """Return the run config of the offline run, over more rounds."""
+    declared = tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    offline = tomllib.loads((APP / "offline.toml").read_text())
+    changes = {"num-server-rounds": ROUNDS, "train.evaluate-every-round": EVERY}
+    return flatten_dict(declared) | flatten_dict(offline) | changes
+
+
+def federated(run_config: dict[str, Any]) -> tuple[list[list[float]], int]:
+    """Return steps and central loss each time it was measured, and the bytes a client sends."""
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in simulate(APP, CLIENTS, run_config, Path(folder)):
+            pass
+        [path] = Path(folder).glob("outputs/*/*/results.json")
+        history = json.loads(path.read_text())
+    tested = [(e["round"], e["evaluate_metrics_serverapp"]) for e in history]
+    points = [[r * run_config[STEPS], metrics["loss"]] for r, metrics in tested if metrics]
+    return points, history[1]["traffic"]["up_bytes"]
+
+
+def centralised(run_config: dict[str, Any], batch: int) -> list[list[float]]:
+    """Return steps and held-out loss before and after training on all clients' data."""
+    config = Config.from_run_config(run_config)
+    data = concatenate_datasets([load_partition(config, i, CLIENTS) for i in range(CLIENTS)])
+    model, test = models.load_model(config), load_test(config)
+    models.set_adapter(model, models.initial_adapter(config))
+    steps = ROUNDS * run_config[STEPS]
+    points = [[0, task.evaluate(model, test, config)[0]]]
+    least = {"min_lr": config.learning_rate_min}
+    task.trainer(
+        *(model, data, config, config.learning_rate_max, config.seed),
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs=least,
+    ).train()
+    return [*points, [steps, task.evaluate(model, test, config)[0]]]
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    torch.set_num_threads(2)
+    runs: dict[str, list[list[list[float]]]] = {}
+    sent = {}
+    for dtype, seed in itertools.product(TRANSPORTS, SEEDS):
+        changes = {"seed": seed, "strategy.transport-dtype": dtype}
+        began = time.monotonic()
+        points, sent[dtype] = federated(settings() | changes)
+        runs.setdefault(f"federated, {dtype}", []).append(points)
+        took = time.monotonic() - began
+        print(f"{dtype}, seed {seed}: {points[-1][1]:.4f} in {took:.0f} s", flush=True)
+    batch = settings()[BATCH]
+    for size, seed in itertools.product((batch, 2 * batch), SEEDS):
+        points = centralised(settings() | {"seed": seed}, size)
+        runs.setdefault(f"centralised, batch {size}", []).append(points)
+        print(f"centralised, batch {size}, seed {seed}: {points[-1][1]:.4f}", flush=True)
+    result = {"seeds": SEEDS, "rounds": ROUNDS, "clients": CLIENTS, "batch": batch}
+    result |= {"steps": settings()[STEPS], "sent_bytes": sent, "runs": runs}
+    write_result("flowertune-llm-accuracy", provenance() | result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Ask a trained adapter a question."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from flowertune_llm import models
+from flowertune_llm.dataset import render
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TextStreamer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--peft-path", type=Path, required=True, help="a folder peft_<round>")
+    parser.add_argument("--question", required=True, help="what to ask")
+    parser.add_argument("--base-model", help="another copy of the base model: a folder or Hub name")
+    parser.add_argument("--quantization", type=int, default=0, choices=(0, 4, 8), help="bits")
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="length of the answer")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest")
+    arguments = parser.parse_args()
+    try:
+        check_folder(arguments.peft_path)
+        tokenizer = AutoTokenizer.from_pretrained(arguments.peft_path)
+        model = load(arguments)
+    except RuntimeError as error:
+        parser.error(str(error))
+    answer(model, tokenizer, arguments)
+
+
+def check_folder(folder: Path) -> None:
+    """See that the folder is one that a run has saved.
+
+    Raises:
+        RuntimeError: names the file that is missing.
+    """
+    for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            raise RuntimeError(
+                f"--peft-path {folder}: {name} is missing; give a folder peft_<round> of a run, "
+                "outputs/<date>/<time>/peft_<round>"
+            )
+
+
+def load(arguments: argparse.Namespace) -> PeftModel:
+    """Load the base model that the adapter names, and the adapter on top.
+
+    Raises:
+        RuntimeError: the base model is not there, or is another one than the adapter was made for.
+    """
+    options = {
+        "dtype": getattr(torch, arguments.dtype),
+        "device_map": models.device_map("auto"),
+    }
+    if arguments.quantization:
+        options["quantization_config"] = models.quantization(
+            arguments.quantization, arguments.dtype
+        )
+    made_for = PeftConfig.from_pretrained(arguments.peft_path).base_model_name_or_path
+    base = models.source(arguments.base_model or made_for)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base, **options)
+    except (OSError, ValueError) as error:
+        raise RuntimeError(
+            f"the base model {base} cannot be loaded ({str(error).strip().splitlines()[0]}); say "
+            "with --base-model where it is"
+        ) from None
+    try:
+        return PeftModel.from_pretrained(model, arguments.peft_path).eval()
+    except (RuntimeError, ValueError) as error:
+        raise RuntimeError(
+            f"--peft-path {arguments.peft_path} is an adapter for {made_for}, and does not fit "
+            f"{base} ({str(error).strip().splitlines()[0]})"
+        ) from None
+
+
+def answer(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, arguments: argparse.Namespace
+) -> None:
+    """Print the answer as it is made, in the template that the adapter was trained with."""
+    prompt = render(tokenizer, arguments.question)
+    tokens = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
+    sampling = (
+        {"do_sample": True, "temperature": arguments.temperature}
+        if arguments.temperature > 0
+        else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    )
+    model.generate(
+        **tokens,
+        max_new_tokens=arguments.max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+        **sampling,
+    )
+
+
+if __name__ == "__main__":
+    main()

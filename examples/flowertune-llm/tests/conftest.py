@@ -1,0 +1,67 @@
+"""What several tests need."""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flowertune_llm import smollm2
+from flwr.common.config import flatten_dict
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+APP = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def run_config() -> dict[str, Any]:
+    """The run config of pyproject.toml, as an app receives it."""
+    text = (APP / "pyproject.toml").read_text()
+    return flatten_dict(tomllib.loads(text)["tool"]["flwr"]["app"]["config"])
+
+
+@pytest.fixture
+def offline(run_config) -> dict[str, Any]:
+    """The run config with offline.toml, as an app receives it."""
+    return run_config | flatten_dict(tomllib.loads((APP / "offline.toml").read_text()))
+
+
+@pytest.fixture
+def small(offline, small_model) -> dict[str, Any]:
+    """offline.toml's settings for the small model, a few steps on the CPU."""
+    return offline | {
+        "model.name": str(small_model),
+        "test-examples": 16,
+        "train.training-arguments.max-steps": 3,
+    }
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory) -> Path:
+    """A folder with a Llama of two layers, at random, and SmolLM2's tokenizer."""
+    folder = tmp_path_factory.mktemp("small-llama")
+    tokenizer = AutoTokenizer.from_pretrained(smollm2.model_folder())
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """A folder of real datasets, named by FLOWER_EXAMPLES_DATA."""
+    name = os.environ.get("FLOWER_EXAMPLES_DATA", "")
+    if not (name and Path(name, "alpaca-gpt4").is_dir()):
+        pytest.skip("FLOWER_EXAMPLES_DATA names no folder with alpaca-gpt4/")
+    return Path(name)

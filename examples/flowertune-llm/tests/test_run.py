@@ -1,0 +1,154 @@
+"""The commands that a user runs, to the end and through trouble."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.numpy
+
+APP = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+ONE_CPU = '{"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}'
+# The losses that the README promises for the offline run: before training, and after.
+LOSS_BEFORE, LOSS_AFTER, TOLERANCE = 3.86, 3.02, 0.1
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills processes by their POSIX group")
+
+
+def run(command: list, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=folder,
+        env=os.environ | {"FLWR_TELEMETRY_ENABLED": "0"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=900,
+    )
+
+
+def simulation(run_config: dict[str, Any] | Path, nodes: int = 20) -> list[str]:
+    """Return the command; a run config goes in whole, in the form key=value."""
+    if isinstance(run_config, dict):
+        run_config = " ".join(f"{key}={json.dumps(value)}" for key, value in run_config.items())
+    command = [BIN / "flower-simulation", "--app", APP, "--num-supernodes", nodes]
+    command += ["--backend-config", ONE_CPU, "--run-config", run_config]
+    return [str(word) for word in command]
+
+
+def only_run(folder: Path) -> Path:
+    [path] = folder.glob("outputs/????-??-??/??-??-??")
+    return path
+
+
+def results(folder: Path) -> list[dict]:
+    return json.loads((only_run(folder) / "results.json").read_text())
+
+
+def loss(entry: dict) -> float:
+    return entry["evaluate_metrics_serverapp"]["loss"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """SmolLM2 by `flwr run . --run-config offline.toml`: where it stood, and its log."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = run([BIN / "flwr", "run", APP, "--run-config", APP / "offline.toml"], folder)
+    assert "Centralized loss" in done.stdout, done.stdout
+    return folder, done.stdout
+
+
+def test_offline_run_learns_as_the_readme_says(finished):
+    folder, log = finished
+    path = only_run(folder)
+    files = {"config.json", "results.json", "curves.png", "checkpoint.safetensors"}
+    assert {file.name for file in path.iterdir()} == files | {"peft_3", "peft_6"}
+    logged = re.findall(r"INFO.*?:\s+(\S.*)", log)
+    assert f"Outputs: {path}" == logged[-1]
+    history = results(folder)
+    assert [entry["round"] for entry in history] == list(range(7))
+    assert loss(history[0]) == pytest.approx(LOSS_BEFORE, abs=TOLERANCE)
+    assert loss(history[6]) == pytest.approx(LOSS_AFTER, abs=TOLERANCE)
+    assert loss(history[6]) < 0.9 * loss(history[0])
+    assert not history[1]["evaluate_metrics_serverapp"]
+    assert history[1]["traffic"] == {"down_bytes": history[1]["traffic"]["up_bytes"]} | {
+        "up_bytes": pytest.approx(3_686_400, rel=0.01)
+    }
+    assert len(history[1]["clients"]) == 2
+
+
+def test_trained_adapter_answers(finished):
+    adapter = only_run(finished[0]) / "peft_6"
+    question = "In Python, what does os.path.join(path) do?"
+    command = [sys.executable, APP / "test.py", "--peft-path", adapter, "--question", question]
+    done = run([*command, "--max-new-tokens", 30], finished[0])
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"(path|join|director)", done.stdout.splitlines()[-1])
+
+
+def test_adapter_for_another_model_is_refused(finished, small_model):
+    adapter = only_run(finished[0]) / "peft_6"
+    command = [sys.executable, APP / "test.py", "--question", "Why?", "--peft-path"]
+    done = run([*command, adapter, "--base-model", small_model], finished[0])
+    assert done.returncode == 2
+    assert f"does not fit {small_model}" in done.stdout
+    done = run([*command, finished[0]], finished[0])
+    assert "adapter_config.json is missing; give a folder peft_<round>" in done.stdout
+
+
+def test_killed_and_resumed_gives_the_same_results(small, tmp_path):
+    """SIGKILL in the middle of a round; then resume, in the same folder, to the end."""
+    small |= {"num-server-rounds": 4, "train.evaluate-every-round": 1, "wandb.mode": "offline"}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    done = run(simulation(small), whole)
+    assert done.returncode == 0, done.stdout
+    assert list(only_run(whole).glob("wandb/offline-run-*/*.wandb"))
+
+    with (broken / "log").open("w") as log:
+        killed = subprocess.Popen(
+            simulation(small), cwd=broken, stdout=log, stderr=log, start_new_session=True
+        )
+    deadline = time.monotonic() + 240
+    while "[ROUND 3/4]" not in (broken / "log").read_text():
+        assert time.monotonic() < deadline, (broken / "log").read_text()
+        time.sleep(0.02)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert len(results(broken)) in (3, 4)
+    done = run(simulation(small | {"resume-from": str(only_run(broken))}), broken)
+    assert done.returncode == 0, done.stdout
+    assert "Resuming after round" in done.stdout
+    assert results(broken) == results(whole)
+    one, other = (
+        safetensors.numpy.load_file(only_run(folder) / "peft_4" / "adapter_model.safetensors")
+        for folder in (whole, broken)
+    )
+    assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_bad_values_end_the_run_before_it_starts(small, tmp_path):
+    done = run(simulation(small | {"model.prompt-template": "llama"}), tmp_path)
+    assert done.returncode != 0
+    assert "allowed: one of vicuna, alpaca, chat" in done.stdout
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_real_alpaca_in_four_bits_and_sixteen_bit_transport(offline, real_data, tmp_path):
+    """Two rounds on real rows of Alpaca-GPT4, base model in NF4, changes in bfloat16."""
+    offline |= {"dataset": str(real_data / "alpaca-gpt4"), "model.quantization": 4}
+    offline |= {"strategy.transport-dtype": "bfloat16", "num-server-rounds": 2}
+    offline |= {"test-examples": 32, "train.training-arguments.max-steps": 6}
+    done = run(simulation(offline), tmp_path)
+    assert done.returncode == 0, done.stdout
+    history = results(tmp_path)
+    assert loss(history[2]) < loss(history[0])
+    assert history[1]["traffic"]["up_bytes"] == pytest.approx(3_686_400 / 2, rel=0.02)

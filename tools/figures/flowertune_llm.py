@@ -1,0 +1,138 @@
+"""Figures of flowertune-llm."""
+
+from pathlib import Path
+from statistics import mean
+
+from matplotlib.figure import Figure
+from measured import result, table, taken
+
+ACCURACY, SPEED = "flowertune-llm-accuracy", "flowertune-llm-speed"
+# Source: the models' configs on the Hub: layers, width, rank of the default adapter.
+OPEN_LLAMA = {"OpenLLaMA 3B v2": (26, 3200, 32), "OpenLLaMA 7B v2": (32, 4096, 32)}
+
+
+def ends(name: str) -> list[float]:
+    """Return the held-out loss at the end, a number for each seed."""
+    return [points[-1][1] for points in result(ACCURACY)["runs"][name]]
+
+
+def hardest() -> str:
+    """Return the name of the centralised training that ends lowest."""
+    runs = result(ACCURACY)["runs"]
+    return min(
+        (name for name in runs if name.startswith("centralised")), key=lambda n: mean(ends(n))
+    )
+
+
+def above(name: str) -> float:
+    """Return by how many per cent a run ends above the best centralised training."""
+    return 100 * (mean(ends(name)) / mean(ends(hardest())) - 1)
+
+
+def accuracy_block() -> str:
+    measured = result(ACCURACY)
+    rows = []
+    for name, curves in measured["runs"].items():
+        shown = ", ".join(f"{value:.3f}" for value in ends(name))
+        gap = "" if name == hardest() else f"{above(name):+.1f} %"
+        before = mean(points[0][1] for points in curves)
+        rows.append([name, f"{before:.3f}", f"{mean(ends(name)):.3f} ({shown})", gap])
+    header = ["training", "before", "after (each seed)", "against the best centralised"]
+    steps = measured["rounds"] * measured["steps"]
+    return (
+        f"{table(header, rows)}\n\n"
+        f"Loss in nats per token of held-out answers, SmolLM2-135M on the documentation of "
+        f"Python's standard library; seeds {', '.join(map(str, measured['seeds']))}; {steps} "
+        f"steps everywhere. Federated: IID, 2 of {measured['clients']} clients a round, "
+        f"{measured['steps']} steps of {measured['batch']} examples each, changes in the dtype "
+        f"named; centralised: all clients' data, the batch of one client, or of both together. "
+        f"{taken(measured)}"
+    )
+
+
+def traffic_block() -> str:
+    rows = []
+    for name, (layers, width, rank) in OPEN_LLAMA.items():
+        values = layers * 2 * 2 * width * rank
+        sizes = [f"{values * size / 1e6:.1f} MB" for size in (4, 2)]
+        rows.append([f"{name}, r = {rank}", f"{values:,}", *sizes, "arithmetic"])
+    sent = result(ACCURACY)["sent_bytes"]
+    sizes = [f"{sent[dtype] / 1e6:.1f} MB" for dtype in ("float32", "bfloat16")]
+    values = sent["float32"] // 4
+    rows.append(["SmolLM2-135M, r = 16", f"~{values:,}", *sizes, "measured"])
+    return table(["adapter", "values", "float32", "bfloat16", ""], rows)
+
+
+def speed_block() -> str:
+    measured = result(SPEED)
+    rows = [
+        [name, f"{m['tokens_a_second']:,.0f}", f"{m['peak_bytes'] / 2**20:,.0f} MiB"]
+        for name, m in measured["memory"].items()
+    ]
+    speeds = measured["speed"]
+    ratio = mean(s["ratio"] for s in speeds)
+    tokens = mean(s["tokens"] / s["federated_seconds"] for s in speeds)
+    imports = mean(m["imports"] for m in measured["memory"].values()) / 2**20
+    header = ["SmolLM2-135M, one thread", "tokens a second", "peak of the process"]
+    return (
+        f"{table(header, rows)}\n\nBatches of {measured['batch']} times 256 tokens; the imports "
+        f"alone take {imports:,.0f} MiB. A client's whole round through Flower, on short rows, "
+        f"takes {ratio:.2f} times the same steps in a bare loop ({tokens:.0f} tokens a second, "
+        f"once its worker has started). {taken(measured)}"
+    )
+
+
+def offline_block() -> str:
+    run = result("offline")["examples"][NAME]
+    return (
+        f"Six rounds, 2 of 20 clients each, {run['seconds']:.0f} s with fetching and converting "
+        f"the model: the held-out loss falls from {run['first']['loss']:.2f} to "
+        f"{run['last']['loss']:.2f} nats per token."
+    )
+
+
+def offline() -> str:
+    """Say what the offline run reached."""
+    run = result("offline")["examples"][NAME]
+    return f"loss {run['first']['loss']:.2f} → {run['last']['loss']:.2f}"
+
+
+def headline() -> str:
+    federated, central = mean(ends("federated, float32")), mean(ends(hardest()))
+    return f"loss {federated:.3f} (centralised {central:.3f})"
+
+
+def draw(path: Path) -> None:
+    """Draw the held-out loss over the steps: mean over seeds, with the range between them."""
+    measured = result(ACCURACY)
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, curves in measured["runs"].items():
+        steps = [step for step, _ in curves[0]]
+        values = [[points[i][1] for points in curves] for i in range(len(steps))]
+        central = name.startswith("centralised")
+        style = {"linestyle": "none", "marker": "D"} if central else {"marker": "."}
+        places, means = (steps, [mean(v) for v in values])
+        if central:
+            places, means, values = places[-1:], means[-1:], values[-1:]
+        [line] = axes.plot(places, means, label=name, **style)
+        low, high = [min(v) for v in values], [max(v) for v in values]
+        if not central:
+            axes.fill_between(places, low, high, alpha=0.12, color=line.get_color())
+    axes.set(xlabel="steps of each client", ylabel="held-out loss (nats per token)")
+    axes.set_title("SmolLM2-135M learns Python's documentation: mean and range of 3 seeds")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+NAME = "flowertune-llm"
+TEACHES = "LoRA fine-tuning of a quantised language model, only adapters travel"
+DATA = "Alpaca-GPT4, or Python's documentation, 20 partitions"
+MODEL = "OpenLLaMA 3B/7B, or SmolLM2-135M"
+BLOCKS = {
+    "accuracy": accuracy_block,
+    "traffic": traffic_block,
+    "speed": speed_block,
+    "offline": offline_block,
+}
