@@ -154,11 +154,9 @@ def tokenize(rows: Dataset, config: Config) -> Dataset:
         encode(tokenizer, question, answer, config.seq_length)
         for question, answer in zip(rows["question"][:], rows["answer"][:], strict=True)
     ]
-    return Dataset.from_list(
-        [example for example in examples if max(example["labels"]) != IGNORED],
-        datasets.Features(
-            {n: datasets.List(datasets.Value("int64")) for n in ("input_ids", "labels")}
-        ),
+    kept = [example for example in examples if max(example["labels"]) != IGNORED]
+    return Dataset.from_dict(
+        {name: [example[name] for example in kept] for name in ("input_ids", "labels")}
     )
 
 

@@ -111,6 +111,11 @@ def load_model(config: Config) -> PeftModel:
     model = pretrained(AutoModelForCausalLM, config, dtype=dtype(config), **options)
     model.requires_grad_(False)
     model.config.use_cache = False
+    for module in model.modules():
+        # Tested without gradients on a CPU, bitsandbytes would repack 4-bit weights for speed, and
+        # training would go on without an error and without gradients.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     if config.gradient_checkpointing:
         model.enable_input_require_grads()  # the first layer's input needs a gradient to pass on
     return add_adapter(model, config)
