@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 
@@ -62,9 +64,16 @@ def test_check_gpu_says_why_it_is_skipped():
     assert "skipped: no CUDA device" in done.stdout
 
 
-def test_gpu_check_runs_small_without_a_gpu():
-    command = [BIN / "python", ROOT / "benchmarks" / "vit_finetune_gpu.py", "--on-cpu"]
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        ("vit_finetune_gpu.py", "vit_b_16, precision bfloat16, batch 4, images_a_second"),
+        ("flowertune_llm_gpu.py", "precision 8-bit, tokens_a_second"),
+    ],
+)
+def test_gpu_check_runs_small_without_a_gpu(script, line):
+    command = [BIN / "python", ROOT / "benchmarks" / script, "--on-cpu"]
     env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "vit_b_16, precision bfloat16, batch 4, images_a_second" in done.stdout
+    assert line in done.stdout
