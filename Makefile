@@ -21,7 +21,7 @@ federation: $(INSTALLED) ## run an example offline on a SuperLink and SuperNodes
 	@$(BIN)/python tools/federation.py examples/$(EXAMPLE) --offline --warm --run-config "$(CONFIG)"
 
 test: check ## lint, then all tests: what CI runs
-	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED) ## lint and check the format
 	@$(BIN)/ruff check .

@@ -61,9 +61,10 @@ def test_each_example_gives_what_the_simulation_gives(example, tmp_path):
     assert one == {name: pytest.approx(value, rel=0.02) for name, value in other.items()}
 
 
-def test_two_at_once_and_nothing_left_after_ctrl_c_or_a_death(tmp_path):
+def test_two_at_once_and_nothing_left_after_ctrl_c_or_a_death(request, tmp_path):
     """Of two federations one is interrupted, the other loses its SuperLink."""
     started = []
+    request.addfinalizer(lambda: [process.terminate() for process, _, _ in started])
     for name in ("interrupted", "bereft"):
         command = [*TOOL, CIFAR, "--offline", "--insecure", "--folder", tmp_path / name]
         log = (tmp_path / f"{name}.log").open("w+")
@@ -85,13 +86,14 @@ def test_two_at_once_and_nothing_left_after_ctrl_c_or_a_death(tmp_path):
     assert processes_of(other_folder) == []
 
 
-def test_kept_federation_takes_more_runs(tmp_path):
+def test_kept_federation_takes_more_runs(request, tmp_path):
     command = [*TOOL, CIFAR, "--offline", "--warm", "--keep", "--run-config", "num-server-rounds=1"]
     log = tmp_path / "log"
     with log.open("w") as file:
         process = subprocess.Popen(
             [*command, "--folder", tmp_path / "kept"], cwd=tmp_path, stdout=file, stderr=file
         )
+    request.addfinalizer(process.terminate)
     wait(lambda: "Still up" in log.read_text() or process.poll() is not None, 180, "the first run")
     [more] = re.findall(r"Still up.*\n\$ (.*)", log.read_text())
     words = [*shlex.split(more), "--run-config", "dataset='digits' num-server-rounds=1", "--stream"]
@@ -112,6 +114,10 @@ def test_bad_arguments_are_named():
     for words, message in [
         (["nowhere"], "nowhere holds no pyproject.toml"),
         ([str(CIFAR), "--num-supernodes", "0"], "--num-supernodes 0: at least 1 is needed"),
+        ([str(CIFAR), "--num-supernodes", "1"], "this run waits for min-replies = 2"),
+        ([str(CIFAR), "--folder", str(CIFAR / "x")], "is inside the app"),
+        ([str(CIFAR), "--folder", str(ROOT / "docs")], "holds files that are not a federation's"),
+        ([str(CIFAR), "--run-config", "no.toml"], "--run-config 'no.toml' cannot be read"),
     ]:
         done = subprocess.run([*TOOL, *words], capture_output=True, text=True)
         assert done.returncode == 2

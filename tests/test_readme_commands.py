@@ -115,7 +115,7 @@ def check_flwr(folder: Path, rest: list[str]):
     parser.add_argument("--stream", action="store_true")
     arguments = parser.parse_args(rest)
     app = folder / arguments.app
-    if arguments.federation:
+    if arguments.federation and arguments.federation != "production":  # the reader's own
         assert arguments.federation in flower(app)["federations"]
     check_run_config(folder, app, arguments.run_config)
 

@@ -64,7 +64,13 @@ def make_node_key(path: Path) -> None:
     public = key.public_key().public_bytes(
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     )
-    path.with_suffix(".pub").write_bytes(public)
+    with public_key_path(path).open("xb") as file:
+        file.write(public)
+
+
+def public_key_path(path: Path) -> Path:
+    """Return where the public key of a private key lies: beside it, with `.pub` added."""
+    return path.with_name(f"{path.name}.pub")
 
 
 def write_private(
@@ -127,8 +133,9 @@ def main() -> None:
     node = commands.add_parser("node", help="a SuperNode's private key, and its public key")
     node.add_argument("path", type=Path, help="of the private key; .pub is added for the other")
     arguments = parser.parse_args()
-    if arguments.path.exists():
-        parser.error(f"{arguments.path} exists and is left as it is; name another path")
+    for path in (arguments.path, public_key_path(arguments.path)):
+        if path.exists():
+            parser.error(f"{path} exists and is left as it is; name another path")
     if arguments.command == "server":
         make_certificates(arguments.path, arguments.name or NAMES)
     else:

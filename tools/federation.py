@@ -22,8 +22,9 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any, Self
 
+import click
 import psutil
-from certificates import make_certificates, make_node_key
+from certificates import make_certificates, make_node_key, public_key_path
 from flwr.common.config import parse_config_args
 from packaging.requirements import Requirement
 from repository import ROOT, flatten, load_toml
@@ -32,6 +33,7 @@ BIN = Path(sys.executable).parent
 NAME = "this-machine"  # of the federation, in the copied app's pyproject.toml
 START_SECONDS = 120  # for a part to start: two busy cores need half a minute
 STOP_SECONDS = 10  # for a part to stop by itself
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what ends the tool in good order
 LEFT_OUT = ("outputs", "__pycache__", ".*", "*.egg-info", "wandb")
 
 
@@ -56,14 +58,17 @@ class Part:
     def stop(self) -> None:
         """End the process and all that it started; kill what does not end by itself."""
         for number in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number)
+            self.signal(number)
             deadline = time.monotonic() + STOP_SECONDS
             while self.group() and time.monotonic() < deadline:
                 time.sleep(0.1)
             if not self.group():
                 break
         self.process.wait()
+
+    def signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
 
     def group(self) -> list[psutil.Process]:
         """Return those of its processes that have not ended."""
@@ -118,7 +123,8 @@ class Federation:
         """Copy the app, and declare this federation in the copy."""
         shutil.rmtree(self.app, ignore_errors=True)
         shutil.copytree(app, self.app, ignore=shutil.ignore_patterns(*LEFT_OUT))
-        shutil.copy(app / ".gitignore", self.app)
+        if (app / ".gitignore").is_file():
+            shutil.copy(app / ".gitignore", self.app)
         trust = f'root-certificates = "{self.certificates / "ca.crt"}"'
         with (self.app / "pyproject.toml").open("a") as file:
             file.write(f'\n[tool.flwr.federations.{NAME}]\naddress = "{self.control}"\n')
@@ -136,9 +142,14 @@ class Federation:
         self.stop()
 
     def stop(self) -> None:
-        """Take everything down, SuperNodes first."""
-        for name in sorted(self.parts, key=lambda name: name == "superlink"):
-            self.parts[name].stop()
+        """Take everything down, SuperNodes first; nothing interrupts that."""
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDINGS}
+        try:
+            for name in sorted(self.parts, key=lambda name: name == "superlink"):
+                self.parts[name].stop()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def start_superlink(self) -> Part:
         """Start the SuperLink, on its database if it has one, and wait until it answers."""
@@ -195,7 +206,7 @@ class Federation:
             command += ["--auth-supernode-private-key", str(key)]
         else:
             command += ["--insecure"]
-        threads = max(1, len(os.sched_getaffinity(0)) // partitions)
+        threads = max(1, cores() // partitions)
         isolation = ["--isolation", "process"] * bool(self.preload)
         part = self.start(name, command + isolation, threads)
         if self.preload:
@@ -210,7 +221,7 @@ class Federation:
         """Register the public key beside a private key, unless this federation has it."""
         if key in self.registered:
             return
-        public = key.with_suffix(".pub")
+        public = public_key_path(key)
         done = self.call(["flwr", "supernode", "register", str(public), str(self.app), NAME])
         if "registered successfully" not in done and "already in use" not in done:
             raise FederationError(f"{public} could not be registered:\n{done}")
@@ -246,12 +257,20 @@ class Federation:
         return self.status(run_id)
 
     def check(self, gone: set[str]) -> None:
-        """Say which parts have ended since the last look; without SuperLink there is no run."""
+        """Say which parts have ended since the last look; without SuperLink there is no run.
+
+        A SuperNode whose warm ClientApps have ended would take messages and never answer, so it
+        is ended as well, and Flower tells the run.
+        """
         for part in self.parts.values():
             if not part.running() and part.name not in gone:
                 gone.add(part.name)
                 print(f"{part.name} ended, exit status {part.process.returncode}: {part.log}")
-        nodes = self.parts.keys() - {"superlink"}
+        for name in gone:
+            node = self.parts.get(name.replace("clientapp", "supernode"))
+            if name.startswith("clientapp") and node and node.running():
+                node.stop()
+        nodes = {name for name in self.parts if name.startswith("supernode")}
         if "superlink" in gone or nodes <= gone:
             raise FederationError("the SuperLink ended" if nodes - gone else "no SuperNode is left")
 
@@ -337,6 +356,13 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def free_addresses(count: int) -> list[str]:
     """Return loopback addresses with ports that nobody uses, all different."""
     sockets = [socket.socket() for _ in range(count)]
@@ -362,14 +388,21 @@ def modules(app: Path) -> list[str]:
     return sorted(m for m, of in provided if names & {name.lower() for name in of})
 
 
-def settings(app: Path, offline: bool, run_config: str) -> str:
-    """Return offline.toml and the given settings in the form key=value."""
+def settings(app: Path, offline: bool, run_config: str) -> dict[str, Any]:
+    """Return what is set differently from pyproject.toml: offline.toml, and what was given."""
     overrides: dict[str, Any] = flatten(load_toml(app / "offline.toml")) if offline else {}
     if run_config.endswith(".toml"):
         overrides |= flatten(load_toml(Path(run_config)))
     else:
         overrides |= parse_config_args([run_config])
-    return " ".join(f"{key}={json.dumps(value)}" for key, value in overrides.items())
+    return overrides
+
+
+def replies_needed(app: Path, changes: dict[str, Any]) -> int:
+    """Return `min-replies`, as it stands in the app's settings; 1 where it has none."""
+    declared = flatten(load_toml(app / "pyproject.toml")["tool"]["flwr"]["app"]["config"])
+    known = declared | changes
+    return int(known.get("min-replies", known.get("strategy.min-replies", 1)))
 
 
 def main() -> int:
@@ -388,8 +421,23 @@ def main() -> int:
     if not (arguments.app / "pyproject.toml").is_file():
         parser.error(f"{arguments.app} holds no pyproject.toml; name an example's folder")
     app = arguments.app.resolve()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = arguments.folder or ROOT / ".federations" / f"{app.name}-{os.getpid()}"
+    if folder.resolve().is_relative_to(app):
+        parser.error(f"--folder {folder} is inside the app, which is copied into it")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "logs").is_dir():
+        parser.error(f"--folder {folder} holds files that are not a federation's; name another")
+    try:
+        changes = settings(app, arguments.offline, arguments.run_config)
+    except (OSError, ValueError, SystemExit, click.exceptions.Exit) as error:
+        parser.error(f"--run-config {arguments.run_config!r} cannot be read ({error})")
+    needed = replies_needed(app, changes)
+    if arguments.num_supernodes < needed:
+        parser.error(
+            f"--num-supernodes {arguments.num_supernodes}: this run waits for min-replies = "
+            f"{needed}; start as many, or lower it with --run-config"
+        )
+    for number in ENDINGS[1:]:
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     status = "not run"
     try:
         with Federation(
@@ -397,17 +445,22 @@ def main() -> int:
         ) as federation:
             for partition in range(arguments.num_supernodes):
                 federation.start_supernode(partition, arguments.num_supernodes)
-            run_id = federation.run(settings(app, arguments.offline, arguments.run_config))
+            run_id = federation.run(
+                " ".join(f"{key}={json.dumps(value)}" for key, value in changes.items())
+            )
             status = federation.follow(run_id)
             print(f"Run {run_id}: {status}")
             if arguments.keep:
                 print(f"Still up, until Ctrl-C. To run more:\n$ flwr run {federation.app} {NAME}")
-                signal.pause()
+                gone: set[str] = set()
+                while True:
+                    federation.check(gone)
+                    time.sleep(0.5)
     except FederationError as error:
         print(f"Error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("Interrupted: taken down")
-        if not (arguments.keep and status == "finished:completed"):
+        if status == "not run":
             return 130
     if status == "finished:completed":
         if not arguments.folder:
