@@ -143,7 +143,7 @@ class AdapterFedAvg(FedAvg):
 
     def connected_nodes(self, grid: Grid) -> dict[int, int]:
         """Return node ids by partition, asking new nodes which partition they hold."""
-        deadline = time.monotonic() + self.config.round_timeout
+        deadline, told = time.monotonic() + self.config.round_timeout, -1
         while len(node_ids := list(grid.get_node_ids())) < self.config.min_replies:
             if time.monotonic() > deadline:
                 raise TooFewReplies(
@@ -151,6 +151,9 @@ class AdapterFedAvg(FedAvg):
                     f"{self.config.round_timeout} s, strategy.min-replies = "
                     f"{self.config.min_replies}"
                 )
+            if len(node_ids) != told:
+                told, needed = len(node_ids), self.config.min_replies
+                log(INFO, "Waiting for nodes: %d connected, min-replies = %d", told, needed)
             time.sleep(0.5)
         new = [node_id for node_id in node_ids if node_id not in self.partitions]
         questions = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in new]
