@@ -211,7 +211,10 @@ class AdapterFedAvg(FedAvg):
             return
         received = reply.content.array_records["arrays"]
         self.traffic["up_bytes"] = max(self.traffic.get("up_bytes", 0), transport.size(received))
-        adapter = transport.decode(received)
+        try:
+            adapter = transport.decode(received)
+        except (RuntimeError, TypeError, ValueError):  # no numbers: found and named as unlike ours
+            adapter = {}
         for name, value in self.state.arrays.items():
             if name in adapter and adapter[name].shape == value.shape:
                 adapter[name] += value
