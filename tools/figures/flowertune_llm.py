@@ -85,7 +85,7 @@ def speed_block() -> str:
 def offline_block() -> str:
     run = result("offline")["examples"][NAME]
     return (
-        f"Six rounds, 2 of 20 clients each, {run['seconds']:.0f} s with fetching and converting "
+        f"Four rounds, 2 of 20 clients each, {run['seconds']:.0f} s with fetching and converting "
         f"the model: the held-out loss falls from {run['first']['loss']:.2f} to "
         f"{run['last']['loss']:.2f} nats per token."
     )

@@ -30,7 +30,7 @@ def run(command: list, folder: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=900,
+        timeout=1200,
     )
 
 
@@ -69,14 +69,14 @@ def test_offline_run_learns_as_the_readme_says(finished):
     folder, log = finished
     path = only_run(folder)
     files = {"config.json", "results.json", "curves.png", "checkpoint.safetensors"}
-    assert {file.name for file in path.iterdir()} == files | {"peft_3", "peft_6"}
+    assert {file.name for file in path.iterdir()} == files | {"peft_2", "peft_4"}
     logged = re.findall(r"INFO.*?:\s+(\S.*)", log)
     assert f"Outputs: {path}" == logged[-1]
     history = results(folder)
-    assert [entry["round"] for entry in history] == list(range(7))
+    assert [entry["round"] for entry in history] == list(range(5))
     assert loss(history[0]) == pytest.approx(LOSS_BEFORE, abs=TOLERANCE)
-    assert loss(history[6]) == pytest.approx(LOSS_AFTER, abs=TOLERANCE)
-    assert loss(history[6]) < 0.9 * loss(history[0])
+    assert loss(history[4]) == pytest.approx(LOSS_AFTER, abs=TOLERANCE)
+    assert loss(history[4]) < 0.9 * loss(history[0])
     assert not history[1]["evaluate_metrics_serverapp"]
     assert history[1]["traffic"] == {"down_bytes": history[1]["traffic"]["up_bytes"]} | {
         "up_bytes": pytest.approx(3_686_400, rel=0.01)
@@ -85,7 +85,7 @@ def test_offline_run_learns_as_the_readme_says(finished):
 
 
 def test_trained_adapter_answers(finished):
-    adapter = only_run(finished[0]) / "peft_6"
+    adapter = only_run(finished[0]) / "peft_4"
     question = "In Python, what does os.path.join(path) do?"
     command = [sys.executable, APP / "test.py", "--peft-path", adapter, "--question", question]
     done = run([*command, "--max-new-tokens", 30], finished[0])
@@ -94,7 +94,7 @@ def test_trained_adapter_answers(finished):
 
 
 def test_adapter_for_another_model_is_refused(finished, small_model):
-    adapter = only_run(finished[0]) / "peft_6"
+    adapter = only_run(finished[0]) / "peft_4"
     command = [sys.executable, APP / "test.py", "--question", "Why?", "--peft-path"]
     done = run([*command, adapter, "--base-model", small_model], finished[0])
     assert done.returncode == 2
