@@ -1,8 +1,8 @@
 """Held-out loss of federated against centralised LoRA fine-tuning at equal steps, 3 seeds.
 
-SmolLM2-135M on the documentation of Python's standard library, with offline.toml's settings over more rounds.
-The federated runs go through `flower-simulation`: 2 of 20 clients a round. The centralised runs take as
-many steps, with the batch of one client and with the batches of both together.
+SmolLM2-135M on the documentation of Python's standard library, offline.toml's settings over a few
+more rounds. The federated runs go through `flower-simulation`: 2 of 20 clients a round. The
+centralised runs take as many steps, with the batch of one client and with those of both together.
 """
 
 import argparse
