@@ -34,7 +34,7 @@ def test_each_example_gives_what_the_simulation_gives(example, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^Run \d+: finished:completed$", done.stdout, re.MULTILINE)
-    assert "$ flower-superlink --ssl-ca-certfile" in done.stdout
+    assert "superlink.py --ssl-ca-certfile" in done.stdout
     assert "--enable-supernode-auth" in done.stdout
     assert processes_of(folder) == []
     assert not [path for path in app.rglob("*") if path.name in (".flwr", "superlink.db")]
@@ -79,7 +79,7 @@ def test_two_at_once_and_nothing_left_after_ctrl_c_or_a_death(request, tmp_path)
     interrupted.send_signal(signal.SIGINT)
     assert interrupted.wait(60) == 130, log.read_text()
     assert processes_of(folder) == []
-    [superlink] = [p for p in processes_of(other_folder) if "flower-superlink" in p.cmdline()[1]]
+    [superlink] = [p for p in processes_of(other_folder) if "superlink.py" in p.cmdline()[1]]
     superlink.kill()
     assert bereft.wait(60) == 1
     assert "Error: the SuperLink ended" in other_log.read_text()

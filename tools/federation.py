@@ -153,7 +153,7 @@ class Federation:
 
     def start_superlink(self) -> Part:
         """Start the SuperLink, on its database if it has one, and wait until it answers."""
-        command = ["flower-superlink", *self.tls_of_server()]
+        command = [sys.executable, str(ROOT / "tools" / "superlink.py"), *self.tls_of_server()]
         command += ["--control-api-address", self.control, "--fleet-api-address", self.fleet]
         command += ["--serverappio-api-address", self.serverappio]
         command += ["--database", str(self.folder / "superlink.db")]

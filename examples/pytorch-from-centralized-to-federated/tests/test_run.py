@@ -221,33 +221,50 @@ def commands_of_the_readme(section: str) -> list[list[str]]:
     return [shlex.split(line) for block in blocks for line in block.splitlines()]
 
 
-def test_four_terminals_as_the_readme_has_them(tmp_path):
-    """SuperLink, two SuperNodes and `flwr run`, word by word, in a copy of this folder."""
-    app = tmp_path / "app"
-    shutil.copytree(APP, app, ignore=shutil.ignore_patterns("outputs", "__pycache__", ".venv"))
+def four_terminals(app: Path, folder: Path) -> bool:
+    """Run the commands of the README's Deploy section; False if Flower lost a message.
+
+    Flower 1.25 loses one that a SuperNode fetches while it is still being uploaded, and the round
+    then waits for a reply that never comes: see the README's Troubleshooting.
+    """
     *parts, start = commands_of_the_readme("Deploy")
     assert [words[0] for words in parts] == ["flower-superlink", *["flower-supernode"] * 2]
-    started = []
+    started, logs = [], [folder / f"{name}.log" for name in ("superlink", "0", "1", "run")]
     try:
-        for words in parts:
-            log = (tmp_path / f"{len(started)}.log").open("w")
-            started.append(
-                subprocess.Popen(
+        for words, log in zip([*parts, start], logs, strict=True):
+            with log.open("w") as file:
+                process = subprocess.Popen(
                     [str(BIN / words[0]), *words[1:]],
                     cwd=app,
                     env=environment() | {"OMP_NUM_THREADS": "1"},
-                    stdout=log,
-                    stderr=log,
+                    stdout=file,
+                    stderr=file,
                     start_new_session=True,
                 )
-            )
+            started.append(process)
             time.sleep(5)  # as long as it takes to open the next terminal
-        done = run([BIN / start[0], *start[1:]], app)
+        deadline = time.monotonic() + 600
+        while started[-1].poll() is None:
+            if any("recv cannot be zero" in log.read_text() for log in logs):
+                return False
+            assert time.monotonic() < deadline, logs[-1].read_text()
+            time.sleep(0.5)
     finally:
-        for part in reversed(started):
-            os.killpg(part.pid, signal.SIGTERM)
-            part.wait(30)
-    assert "Centralized accuracy" in done.stdout
+        for process in reversed(started):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait(30)
+    assert "Centralized accuracy" in logs[-1].read_text()
+    return True
+
+
+def test_four_terminals_as_the_readme_has_them(tmp_path):
+    """SuperLink, two SuperNodes and `flwr run`, word by word, in a copy of this folder."""
+    for attempt in range(3):
+        app = tmp_path / str(attempt) / "app"
+        shutil.copytree(APP, app, ignore=shutil.ignore_patterns("outputs", "__pycache__", ".venv"))
+        if four_terminals(app, app.parent):
+            break
     accuracy = results(app)[5]["evaluate_metrics_serverapp"]["accuracy"]
     assert accuracy == pytest.approx(OFFLINE_ACCURACY, abs=OFFLINE_TOLERANCE)
 
