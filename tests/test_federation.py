@@ -31,7 +31,7 @@ def form(value: Any) -> Any:
 def test_each_example_gives_what_the_simulation_gives(example, tmp_path):
     app, folder = ROOT / "examples" / example, tmp_path / "federation"
     command = [*TOOL, app, "--offline", "--run-config", TWO_ROUNDS, "--warm", "--folder", folder]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^Run \d+: finished:completed$", done.stdout, re.MULTILINE)
     assert "superlink.py --ssl-ca-certfile" in done.stdout
@@ -52,7 +52,7 @@ def test_each_example_gives_what_the_simulation_gives(example, tmp_path):
     command = [BIN / "flower-simulation", "--app", app, "--num-supernodes", "2"]
     command += ["--backend-config", '{"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}']
     command += ["--run-config", " ".join(f"{key}={value}" for key, value in settings.items())]
-    done = subprocess.run(command, cwd=simulated, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, cwd=simulated, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert form(results(tmp_path)) == form(results(simulated))
     [one, other] = [
