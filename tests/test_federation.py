@@ -118,6 +118,7 @@ def test_bad_arguments_are_named():
         ([str(CIFAR), "--folder", str(CIFAR / "x")], "is inside the app"),
         ([str(CIFAR), "--folder", str(ROOT / "docs")], "holds files that are not a federation's"),
         ([str(CIFAR), "--run-config", "no.toml"], "--run-config 'no.toml' cannot be read"),
+        ([str(CIFAR), "--run-config", "a=b"], "--run-config 'a=b' cannot be read"),
     ]:
         done = subprocess.run([*TOOL, *words], capture_output=True, text=True)
         assert done.returncode == 2

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from certificates import make_certificates, make_node_key
+from certificates import make_certificates, make_node_key, public_key_path
 from cryptography.hazmat.primitives import serialization
 from federation import NAME, Federation, Part
 from flwr.client.grpc_rere_client.node_auth_client_interceptor import NodeAuthClientInterceptor
@@ -20,39 +20,7 @@ from on_this_machine import CIFAR, processes_of, results, wait
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="stops processes by their POSIX group")
 
-FAULTY_CLIENT = """
-import os
-import time
-from pathlib import Path
-
-import numpy as np
-from centralized_to_federated import client_app
-from flwr.app import Array, MessageType
-from flwr.clientapp import ClientApp
-
-
-class FaultyClient(ClientApp):
-    def __call__(self, message, context):
-        partition = context.node_config["partition-id"]
-        fault = os.environ.get(f"FAULT_{partition}")
-        if fault is None or message.metadata.message_type != MessageType.TRAIN:
-            return client_app.app(message, context)
-        if fault.startswith("sleep"):
-            marker = Path(fault.removeprefix("sleep:"))
-            if not marker.exists():
-                marker.write_text("")
-                time.sleep(3600)
-            return client_app.app(message, context)
-        reply = client_app.app(message, context)
-        arrays = reply.content["arrays"]
-        weight = arrays["0.weight"].numpy()
-        bad = {"nan": weight * np.nan, "shape": weight[1:], "enormous": weight + np.float32(1e9)}
-        arrays["0.weight"] = Array(bad[fault])
-        return reply
-
-
-app = FaultyClient()
-"""
+FAULTY_CLIENT = CIFAR / "tests" / "faulty_client.py"
 
 
 @pytest.fixture
@@ -60,7 +28,7 @@ def faulty_app(tmp_path) -> Path:
     """The app, whose clients do what FAULT_<partition> in the environment says."""
     app = tmp_path / "faulty" / CIFAR.name
     shutil.copytree(CIFAR, app, ignore=shutil.ignore_patterns("outputs", "__pycache__", ".venv"))
-    (app / "centralized_to_federated" / "faulty_client.py").write_text(FAULTY_CLIENT)
+    shutil.copy(FAULTY_CLIENT, app / "centralized_to_federated")
     declared = (app / "pyproject.toml").read_text()
     changed = declared.replace("federated.client_app:app", "federated.faulty_client:app")
     (app / "pyproject.toml").write_text(changed)
@@ -113,13 +81,13 @@ def impostor_is_refused_with(federation: Federation) -> grpc.StatusCode:
     mine, registered = federation.folder / "impostor", federation.folder / "keys" / "supernode-0"
     make_node_key(mine)
     private = serialization.load_ssh_private_key(mine.read_bytes(), None)
-    public = serialization.load_ssh_public_key(registered.with_suffix(".pub").read_bytes())
+    public = serialization.load_ssh_public_key(public_key_path(registered).read_bytes())
     trusted = grpc.ssl_channel_credentials((federation.certificates / "ca.crt").read_bytes())
     with grpc.secure_channel(federation.fleet, trusted) as channel:
         stub = FleetStub(
             grpc.intercept_channel(channel, NodeAuthClientInterceptor(private, public))
         )
-        public_key = registered.with_suffix(".pub").read_bytes()
+        public_key = public_key_path(registered).read_bytes()
         with pytest.raises(grpc.RpcError) as error:
             stub.ActivateNode(ActivateNodeRequest(public_key=public_key, heartbeat_interval=30))
     return error.value.code()

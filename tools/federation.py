@@ -22,12 +22,12 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any, Self
 
-import click
 import psutil
+import typer
 from certificates import make_certificates, make_node_key, public_key_path
 from flwr.common.config import parse_config_args
 from packaging.requirements import Requirement
-from repository import ROOT, flatten, load_toml
+from repository import ROOT, flatten, flower_settings, load_toml
 
 BIN = Path(sys.executable).parent
 NAME = "this-machine"  # of the federation, in the copied app's pyproject.toml
@@ -58,17 +58,14 @@ class Part:
     def stop(self) -> None:
         """End the process and all that it started; kill what does not end by itself."""
         for number in (signal.SIGTERM, signal.SIGKILL):
-            self.signal(number)
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
             deadline = time.monotonic() + STOP_SECONDS
             while self.group() and time.monotonic() < deadline:
                 time.sleep(0.1)
             if not self.group():
                 break
         self.process.wait()
-
-    def signal(self, number: int) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
 
     def group(self) -> list[psutil.Process]:
         """Return those of its processes that have not ended."""
@@ -266,10 +263,8 @@ class Federation:
             if not part.running() and part.name not in gone:
                 gone.add(part.name)
                 print(f"{part.name} ended, exit status {part.process.returncode}: {part.log}")
-        for name in gone:
-            node = self.parts.get(name.replace("clientapp", "supernode"))
-            if name.startswith("clientapp") and node and node.running():
-                node.stop()
+                if part.name.startswith("clientapp"):
+                    self.parts[part.name.replace("clientapp", "supernode")].stop()
         nodes = {name for name in self.parts if name.startswith("supernode")}
         if "superlink" in gone or nodes <= gone:
             raise FederationError("the SuperLink ended" if nodes - gone else "no SuperNode is left")
@@ -400,9 +395,8 @@ def settings(app: Path, offline: bool, run_config: str) -> dict[str, Any]:
 
 def replies_needed(app: Path, changes: dict[str, Any]) -> int:
     """Return `min-replies`, as it stands in the app's settings; 1 where it has none."""
-    declared = flatten(load_toml(app / "pyproject.toml")["tool"]["flwr"]["app"]["config"])
-    known = declared | changes
-    return int(known.get("min-replies", known.get("strategy.min-replies", 1)))
+    declared = flatten(flower_settings(app)["app"]["config"])
+    return int((declared | changes).get("min-replies", 1))
 
 
 def main() -> int:
@@ -428,7 +422,7 @@ def main() -> int:
         parser.error(f"--folder {folder} holds files that are not a federation's; name another")
     try:
         changes = settings(app, arguments.offline, arguments.run_config)
-    except (OSError, ValueError, SystemExit, click.exceptions.Exit) as error:
+    except (OSError, ValueError, typer.Exit) as error:
         parser.error(f"--run-config {arguments.run_config!r} cannot be read ({error})")
     needed = replies_needed(app, changes)
     if arguments.num_supernodes < needed:

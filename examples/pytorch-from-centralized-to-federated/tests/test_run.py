@@ -155,37 +155,13 @@ def test_bad_value_ends_the_run_before_it_starts(tmp_path):
     assert not (tmp_path / "outputs").exists()
 
 
-FAULTY_CLIENT = """
-import numpy as np
-from centralized_to_federated import client_app
-from flwr.app import Array, MessageType
-from flwr.clientapp import ClientApp
-
-FAULTS = {1: "raise", 2: "nan", 3: "shape", 4: "enormous"}
-
-class FaultyClient(ClientApp):
-    def __call__(self, message, context):
-        fault = FAULTS.get(context.node_config["partition-id"])
-        if fault is None or message.metadata.message_type != MessageType.TRAIN:
-            return client_app.app(message, context)
-        if fault == "raise":
-            raise OSError("the disk is full")
-        reply = client_app.app(message, context)
-        arrays = reply.content["arrays"]
-        weight = arrays["0.weight"].numpy()
-        bad = {"nan": weight * np.nan, "shape": weight[1:], "enormous": weight + np.float32(1e9)}
-        arrays["0.weight"] = Array(bad[fault])
-        return reply
-
-app = FaultyClient()
-"""
-
-
-def test_bad_clients_cost_their_contribution_and_too_few_end_the_run(tmp_path):
+def test_bad_clients_cost_their_contribution_and_too_few_end_the_run(tmp_path, monkeypatch):
     """Of six clients four misbehave: with min-replies 2 the run goes on, with 3 it ends."""
     app = tmp_path / "app"
     shutil.copytree(APP, app, ignore=shutil.ignore_patterns("outputs", ".*"))
-    (app / "centralized_to_federated" / "faulty_client.py").write_text(FAULTY_CLIENT)
+    shutil.copy(APP / "tests" / "faulty_client.py", app / "centralized_to_federated")
+    for partition, fault in enumerate(("raise", "nan", "shape", "enormous"), start=1):
+        monkeypatch.setenv(f"FAULT_{partition}", fault)
     declared = (app / "pyproject.toml").read_text()
     (app / "pyproject.toml").write_text(
         declared.replace("federated.client_app:app", "federated.faulty_client:app")
