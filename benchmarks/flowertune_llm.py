@@ -44,6 +44,7 @@ def settings(**changes: object) -> dict[str, Any]:
     run_config = flatten_dict(declared) | flatten_dict(offline)
     run_config |= {"num-server-rounds": ROUNDS + 1, "train.evaluate-every-round": 0}
     run_config["train.training-arguments.max-steps"] = STEPS
+    run_config["train.training-arguments.per-device-train-batch-size"] = BATCH
     return run_config | {"train.learning-rate-min": 1e-3} | changes
 
 

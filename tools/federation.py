@@ -395,8 +395,8 @@ def settings(app: Path, offline: bool, run_config: str) -> dict[str, Any]:
 
 def replies_needed(app: Path, changes: dict[str, Any]) -> int:
     """Return `min-replies`, as it stands in the app's settings; 1 where it has none."""
-    declared = flatten(flower_settings(app)["app"]["config"])
-    return int((declared | changes).get("min-replies", 1))
+    declared = flatten(flower_settings(app)["app"]["config"]) | changes
+    return int(declared.get("min-replies", declared.get("strategy.min-replies", 1)))
 
 
 def main() -> int:

@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-import logging
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ IGNORED = -100  # the label of tokens that the loss leaves out
 
 if not sys.stderr.isatty():
     datasets.disable_progress_bars()
-logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 class Split(NamedTuple):

@@ -1,6 +1,5 @@
 """The base model, frozen and perhaps quantised; its tokenizer; and the adapter that is trained."""
 
-import logging
 import math
 import os
 import sys
@@ -46,8 +45,6 @@ TEMPLATES = {
 
 if not sys.stderr.isatty():
     transformers.utils.logging.disable_progress_bar()
-# Its retries against an unreachable Hub would bury the one line that says what to do.
-logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def source(name: str) -> str:

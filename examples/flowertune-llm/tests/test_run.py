@@ -17,7 +17,7 @@ APP = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 ONE_CPU = '{"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}'
 # The losses that the README promises for the offline run: before training, and after.
-LOSS_BEFORE, LOSS_AFTER, TOLERANCE = 3.86, 3.02, 0.1
+LOSS_BEFORE, LOSS_AFTER, TOLERANCE = 3.86, 3.06, 0.1
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills processes by their POSIX group")
 
