@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 # Bytes of an element. What is no 16- or 32-bit float is carried over, not averaged.
 ITEM_SIZES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
@@ -264,9 +264,8 @@ class Writer:
 
     def begin(self, shard: Shard) -> None:
         self.path = self.partial / self.shard_name(shard.number)
-        self.file = self.path.with_suffix(".tmp").open("wb")
-        self.file.write(shard.header)
-        self.file.flush()
+        self.file = self.path.with_suffix(".tmp").open("wb", buffering=0)
+        self._write(memoryview(shard.header))
 
     def write(self, piece: Slice, data: memoryview) -> None:
         """Write a finished slice; they come in the order of the shard's data.
@@ -274,23 +273,28 @@ class Writer:
         Raises:
             RuntimeError: there is no room; whole shards stay.
         """
+        self._write(data)
+
+    def _write(self, data: memoryview) -> None:
         try:
-            self.file.write(data)
+            while data:
+                data = data[self.file.write(data) :]
         except OSError as error:
-            self.abandon()
-            raise RuntimeError(
-                f"{self.path}: {error.strerror}; {self.whole} of {len(self.shards)} shards are "
-                "whole and stay; make room and resume"
-            ) from None
+            self._out_of_room(error)
+
+    def _out_of_room(self, error: OSError) -> NoReturn:
+        self.abandon()
+        raise RuntimeError(
+            f"{self.path}: {error.strerror}; {self.whole} of {len(self.shards)} shards are whole "
+            "and stay; make room and resume"
+        ) from None
 
     def end(self, shard: Shard) -> None:
         """Make a shard durable, and say so."""
         try:
-            self.file.flush()
             os.fsync(self.file.fileno())
         except OSError as error:
-            self.abandon()
-            raise RuntimeError(f"{self.path}: {error.strerror}; make room and resume") from None
+            self._out_of_room(error)
         self.file.close()
         self.file = None
         self.path.with_suffix(".tmp").replace(self.path)

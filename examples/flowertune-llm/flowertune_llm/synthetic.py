@@ -1,4 +1,4 @@
-"""A made model of Llama-3.1-70B's shapes, to try aggregation at full size with nothing on disk.
+"""Made models of Llama's shapes, to try aggregation at full size with nothing on disk.
 
 Each client's weights are its own: a block of random numbers, read from another place for each
 tensor and client. Making a slice costs one copy of its bytes.
@@ -15,16 +15,15 @@ from flwr.common import log
 from flowertune_llm.config import Config
 from flowertune_llm.shards import Part, Shard, Slice, Tensor, Writer
 
-# Source: config.json of meta-llama/Llama-3.1-70B
+KEYS = ("num_hidden_layers", "hidden_size", "intermediate_size")
+KEYS += ("num_attention_heads", "num_key_value_heads", "vocab_size")
+# Source of the largest: config.json of meta-llama/Llama-3.1-70B. The others are made like it.
 SHAPES = {
-    "synthetic-llama-3.1-70b": {
-        "num_hidden_layers": 80,
-        "hidden_size": 8192,
-        "intermediate_size": 28672,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-    },
+    "synthetic-llama-3.1-70b": dict(zip(KEYS, (80, 8192, 28672, 64, 8, 128256), strict=True)),
+    "synthetic-llama-70b-4-layers": dict(zip(KEYS, (4, 8192, 28672, 64, 8, 1024), strict=True)),
+    "synthetic-5gb": dict(zip(KEYS, (39, 2048, 8192, 32, 8, 32000), strict=True)),
+    "synthetic-2gb": dict(zip(KEYS, (14, 2048, 8192, 32, 8, 32000), strict=True)),
+    "synthetic-100mb": dict(zip(KEYS, (4, 512, 2048, 8, 8, 32000), strict=True)),
 }
 NAMES = tuple(SHAPES)
 WINDOW = 2**20  # bytes of a slice that are compared
