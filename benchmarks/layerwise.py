@@ -48,9 +48,10 @@ class Memory:
     """Samples the resident memory of this process's descendants; keeps each kind's peak."""
 
     def __init__(self) -> None:
-        self.peaks: dict[str, int] = {}
+        self.peaks: dict[str, int] = {}  # resident
+        self.own: dict[str, int] = {}  # resident and not shared
         self.seconds: dict[str, dict[int, float]] = {}
-        self.idle = 0  # of the server, before the first slice
+        self.idle = 0  # the server's own, before the first slice
         self.too_much = False
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self.sample, daemon=True)
@@ -78,13 +79,18 @@ class Memory:
     def note(self, process: psutil.Process) -> None:
         line = " ".join(process.cmdline())
         kind = next((kind for word, kind in KINDS.items() if word in line), "other")
-        self.peaks[kind] = max(self.peaks.get(kind, 0), process.memory_info().rss)
+        memory = process.memory_info()
+        self.peaks[kind] = max(self.peaks.get(kind, 0), memory.rss)
+        # Ray's object store is mapped into all of its processes: resident, and not their own.
+        own = memory.rss - memory.shared
+        self.own[kind] = max(self.own.get(kind, 0), own)
         times = process.cpu_times()
         self.seconds.setdefault(kind, {})[process.pid] = times.user + times.system
 
     def report(self) -> dict[str, Any]:
         cpu = {kind: sum(seconds.values()) for kind, seconds in self.seconds.items()}
-        return {"peak_bytes": self.peaks, "cpu_seconds": cpu, "idle_server_bytes": self.idle}
+        peaks = {"peak_bytes": self.peaks, "own_peak_bytes": self.own}
+        return peaks | {"cpu_seconds": cpu, "idle_server_bytes": self.idle}
 
 
 def settings(model: str, **changes: object) -> dict[str, Any]:
@@ -104,7 +110,7 @@ def simulated(clients: int, run_config: dict[str, Any]) -> dict[str, Any]:
         try:
             for line in simulate(APP, clients, run_config, Path(folder)):
                 if "sampled" in line:
-                    memory.idle = memory.peaks["server app"]
+                    memory.idle = memory.own["server app"]
                     started = time.monotonic()
                 if "Aggregated" in line or "Round took" in line:
                     print("  ", line.split(":      ")[-1].strip(), flush=True)
@@ -180,7 +186,7 @@ def processes() -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory() as folder,
         Memory() as memory,
-        Federation(APP, Path(folder), warm=True, verbose=False) as federation,
+        Federation(APP, Path(folder), warm=True, database=False, verbose=False) as federation,
     ):
         for partition in range(2):
             federation.start_supernode(partition, 2)

@@ -251,7 +251,8 @@ class LayerwiseFedAvg(AdapterFedAvg):
                 del reply  # before the next is fetched
                 progress.add(piece.nbytes)
                 if partition == last:
-                    sink.write(piece, total.rounded())
+                    for block in total.rounded():
+                        sink.write(piece, block)
                     if piece is shard.slices[-1]:
                         sink.end(shard)
             log(INFO, "Aggregated %d models: %s", len(clients), progress)

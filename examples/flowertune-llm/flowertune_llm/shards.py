@@ -265,17 +265,14 @@ class Writer:
     def begin(self, shard: Shard) -> None:
         self.path = self.partial / self.shard_name(shard.number)
         self.file = self.path.with_suffix(".tmp").open("wb", buffering=0)
-        self._write(memoryview(shard.header))
+        self.file.write(shard.header)
 
     def write(self, piece: Slice, data: memoryview) -> None:
-        """Write a finished slice; they come in the order of the shard's data.
+        """Write what comes next of a slice; slices come in the order of the shard's data.
 
         Raises:
             RuntimeError: there is no room; whole shards stay.
         """
-        self._write(data)
-
-    def _write(self, data: memoryview) -> None:
         try:
             while data:
                 data = data[self.file.write(data) :]

@@ -29,7 +29,7 @@ class RunningSum:
 
     def __init__(self) -> None:
         self.widened = torch.empty(BLOCK)
-        self.sums, self.narrow = torch.empty(0), torch.empty(0, dtype=torch.uint8)
+        self.sums = torch.empty(0)
 
     def begin(self, piece: Slice) -> None:
         self.piece, self.kept = piece, b""
@@ -37,8 +37,6 @@ class RunningSum:
             count = piece.nbytes // DTYPES[piece.dtype].itemsize
             if self.sums.numel() < count:
                 self.sums = torch.empty(count)
-            if self.narrow.numel() < piece.nbytes:
-                self.narrow = torch.empty(piece.nbytes, dtype=torch.uint8)
             self.total = self.sums[:count].zero_()
 
     def add(self, data: bytes | memoryview, share: float) -> None:
@@ -62,14 +60,14 @@ class RunningSum:
         if not checked.isfinite() and not values.isfinite().all():
             raise ValueError(f"{self.names} holds NaN or infinity")
 
-    def rounded(self) -> memoryview:
-        """Return the finished slice as bytes of its dtype; good until the next `begin`."""
+    def rounded(self) -> Iterator[memoryview]:
+        """Yield the finished slice as bytes of its dtype, block after block."""
         if self.piece.dtype not in FLOATS:
-            return memoryview(self.kept)
-        narrow = self.narrow[: self.piece.nbytes].view(DTYPES[self.piece.dtype])
-        for start in range(0, len(narrow), BLOCK):
-            narrow[start : start + BLOCK] = self.total[start : start + BLOCK]
-        return self.narrow[: self.piece.nbytes].numpy().data
+            yield memoryview(self.kept)
+            return
+        for start in range(0, len(self.total), BLOCK):
+            block = self.total[start : start + BLOCK].to(DTYPES[self.piece.dtype])
+            yield block.view(torch.uint8).numpy().data
 
     @property
     def names(self) -> str:

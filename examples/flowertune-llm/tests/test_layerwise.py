@@ -238,7 +238,7 @@ def test_shards_of_other_clients_are_not_mixed_in(three_shards, tmp_path):
 
 
 def test_too_little_room_is_said_before_the_first_slice(tmp_path):
-    shards = plan([Tensor("large", "F32", (10**15,))], 2**30, MEBIBYTE)
+    shards = plan([Tensor("large", "F32", (10**15,))], 2**30, 2**50)
     with pytest.raises(RuntimeError, match=r"4000000.0 GB are needed there and .* GB are free"):
         Writer(tmp_path / "model_1", shards, "")
 
