@@ -6,11 +6,11 @@ import numpy as np
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from flowertune_llm import models, task, transport
+from flowertune_llm import models, profiling, task, transport
 from flowertune_llm.config import Config
 from flowertune_llm.dataset import load_partition
 
-app = ClientApp()
+app = ClientApp(mods=[profiling.mod])
 
 
 @app.train()

@@ -44,7 +44,7 @@ TRAINING_ARGUMENTS = "train.training-arguments."
 MAY_CHANGE = {
     *("num-server-rounds", "output-dir", "resume-from", "wandb.mode", "wandb.project"),
     *("strategy.min-replies", "strategy.max-update-ratio", "strategy.round-timeout"),
-    *("train.save-every-round", "model.device-map"),
+    *("train.save-every-round", "model.device-map", "profile.enabled"),
 }
 
 
@@ -83,6 +83,7 @@ class Config:
     seed: int = at_least(0)
     output_dir: str = some_text()
     resume_from: str = anything("a folder of an earlier run, or empty")
+    profile_enabled: bool = anything("true or false", "profile.enabled")
     wandb_mode: str = one_of("disabled", "offline", "online", name="wandb.mode")
     wandb_project: str = some_text("wandb.project")
 

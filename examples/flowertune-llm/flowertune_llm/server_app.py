@@ -6,7 +6,7 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
-from flowertune_llm import models, task, transport
+from flowertune_llm import models, profiling, task, transport
 from flowertune_llm.config import Config
 from flowertune_llm.dataset import load_split, load_test
 from flowertune_llm.errors import shown
@@ -28,9 +28,10 @@ def main(grid: Grid, context: Context) -> None:
         every = config.evaluate_every_round
         if not every or (server_round % every and server_round != config.num_server_rounds):
             return None
-        model = models.load_model(config)
-        models.set_adapter(model, transport.decode(arrays))
-        loss, perplexity = task.evaluate(model, load_test(config), config)
+        with profiling.task("evaluate"):
+            model = models.load_model(config)
+            models.set_adapter(model, transport.decode(arrays))
+            loss, perplexity = task.evaluate(model, load_test(config), config)
         return MetricRecord({"loss": loss, "perplexity": perplexity})
 
     if config.evaluate_every_round:
@@ -38,7 +39,7 @@ def main(grid: Grid, context: Context) -> None:
         report_data(config)
     with open_run(config, dict(context.run_config)) as (state, save):
         AdapterFedAvg(config, state, save).start(
-            grid,
+            profiling.watched(grid),
             transport.encode(initial, "float32"),
             num_rounds=config.num_server_rounds,
             timeout=config.round_timeout,
