@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from measured import result, table, taken
 
 ACCURACY, SPEED = "flowertune-llm-accuracy", "flowertune-llm-speed"
+PROFILE = "flowertune-llm-profile"
 # Source: the models' configs on the Hub: layers, width, rank of the default adapter.
 OPEN_LLAMA = {"OpenLLaMA 3B v2": (26, 3200, 32), "OpenLLaMA 7B v2": (32, 4096, 32)}
 
@@ -82,6 +83,17 @@ def speed_block() -> str:
     )
 
 
+def profile_block() -> str:
+    measured = result(PROFILE)
+    shortest = min(measured["simulated_seconds"])
+    return (
+        f"What it costs: {1000 * measured['message_seconds']:.2f} ms a message, "
+        f"{1000 * measured['round_seconds']:.1f} ms a round of {measured['clients']} clients with "
+        f"all it writes, {100 * measured['share']:.2f} % of the shortest round of the offline run "
+        f"({shortest:.1f} s). {taken(measured)}"
+    )
+
+
 def offline_block() -> str:
     run = result("offline")["examples"][NAME]
     return (
@@ -135,4 +147,5 @@ BLOCKS = {
     "traffic": traffic_block,
     "speed": speed_block,
     "offline": offline_block,
+    "profile": profile_block,
 }
