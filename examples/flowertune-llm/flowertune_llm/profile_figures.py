@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from flowertune_llm.profile_recorder import SUMS, Row
 from flowertune_llm.profile_sources import Profile
-from flowertune_llm.profiling import SUMS, Row
 
 
 def complete(profile: Profile, by: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from flowertune_llm.profile_figures import (
     notes,
     task_cells,
 )
-from flowertune_llm.profiling import Row
+from flowertune_llm.profile_recorder import Row
 
 WIDTH, LEFT, LANE, HEIGHT = 1080, 90, 22, 190  # pixels: page, names, a lane, the memory chart
 MOST_ROUNDS, MOST_LANES = 200, 40  # of the timeline: more would be too fine to see

@@ -8,7 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from flowertune_llm.profiling import FILE, MARK
+from flowertune_llm.profile_recorder import FILE, MARK
 
 ANSWER_SECONDS = 8  # for a SuperLink to answer
 LOOK_SECONDS = 0.5  # between two looks at a file
