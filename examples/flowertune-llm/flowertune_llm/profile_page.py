@@ -81,7 +81,7 @@ class Axis:
         for i in range(1, int(self.total / step) + 1):
             x = self.x(i * step)
             if x < WIDTH - 30:
-                parts.append(text(x, height + 16, in_time(i * step), "middle"))
+                parts.append(text(x, height + 16, f"{i * step:g} s", "middle"))
         return "".join(parts)
 
 
@@ -145,7 +145,7 @@ def memory(axis: Axis) -> str:
     for i in range(round(top / step) + 1):
         y = HEIGHT - (HEIGHT - 22) * i * step / top
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(text(LEFT - 8, y + 4, in_bytes(i * step), "end"))
+        parts.append(text(LEFT - 8, y + 4, f"{i * step / 2**20:,.0f} MiB", "end"))
     colours = dict(zip(curves, COLOURS, strict=False))
     for label, points in curves.items():
         places = [(axis.x(x), HEIGHT - (HEIGHT - 22) * y / top, y) for x, y in points]

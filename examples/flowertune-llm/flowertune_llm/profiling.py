@@ -87,7 +87,8 @@ def profiled(enabled: bool, folder: Path, after_round: int) -> Iterator[Callable
         yield active.end_round
         status = "completed"
     finally:
-        active.write(status)
+        if active.run_ids:  # else it was never started
+            active.write(status)
         active = None
 
 
