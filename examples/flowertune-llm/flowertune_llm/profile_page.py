@@ -15,7 +15,8 @@ from flowertune_llm.profile_figures import (
 )
 from flowertune_llm.profile_recorder import Row
 
-WIDTH, LEFT, LANE, HEIGHT = 1080, 90, 22, 190  # pixels: page, names, a lane, the memory chart
+WIDTH, LEFT, RIGHT = 1080, 90, 1058  # pixels: a chart, and where its time begins and ends
+LANE, HEIGHT = 22, 200  # pixels: of a lane of the timeline, of the memory chart
 MOST_ROUNDS, MOST_LANES = 200, 40  # of the timeline: more would be too fine to see
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#3ca951", "#a463f2", "#6cc5b0", "#ff8ab7", "#9c6b4e")
 STYLE = """
@@ -25,7 +26,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
   max-width: 1080px; margin: 40px auto; padding: 0 20px }
 h1 { font-size: 24px; margin: 0 } h2 { font-size: 17px; margin: 36px 0 8px }
-p { margin: 2px 0 8px; color: var(--soft) } svg { width: 100%; height: auto; display: block }
+p { margin: 2px 0 8px; color: var(--soft) } svg { width: 100%; min-width: 760px; height: auto; display: block }
 svg text { font: 12px system-ui, sans-serif; fill: var(--soft) }
 svg line { stroke: var(--line) } .lane { fill: var(--line); fill-opacity: .4 }
 .scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: 14px }
@@ -66,22 +67,20 @@ class Axis:
         self.total = max(self.starts[-1], 1e-9)
 
     def x(self, seconds: float) -> float:
-        return LEFT + (WIDTH - LEFT) * min(max(seconds / self.total, 0.0), 1.0)
+        return LEFT + (RIGHT - LEFT) * min(max(seconds / self.total, 0.0), 1.0)
 
     def grid(self, height: int) -> str:
         """Return a line at the start of each round, its number where there is room, and seconds."""
-        parts, free = [], 0.0
-        for entry, start in zip(self.rounds, self.starts, strict=False):
-            x = self.x(start)
+        parts, free = [text(LEFT - 8, 12, "round", "end")], 0.0
+        for entry, start, end in zip(self.rounds, self.starts, self.starts[1:], strict=False):
+            x, middle = self.x(start), self.x((start + end) / 2)
             parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="18" y2="{height}"/>')
-            if x >= free and x < WIDTH - 20:
-                parts.append(text(x + 4, 12, f"round {entry['round']}"))
-                free = x + 70
+            if middle >= free:
+                parts.append(text(middle, 12, str(entry["round"]), "middle"))
+                free = middle + 28
         step = nice(self.total / 8)
         for i in range(1, int(self.total / step) + 1):
-            x = self.x(i * step)
-            if x < WIDTH - 30:
-                parts.append(text(x, height + 16, f"{i * step:g} s", "middle"))
+            parts.append(text(self.x(i * step), height + 16, f"{i * step:g} s", "middle"))
         return "".join(parts)
 
 
@@ -100,7 +99,7 @@ def timeline(axis: Axis) -> str:
     parts = []
     for node, i in lanes.items():
         y, name = 22 + LANE * i, "server" if node is None else f"client {str(node)[:6]}"
-        parts.append(f'<rect class="lane" x="{LEFT}" y="{y}" width="{WIDTH - LEFT}" height="20"/>')
+        parts.append(f'<rect class="lane" x="{LEFT}" y="{y}" width="{RIGHT - LEFT}" height="20"/>')
         parts.append(text(LEFT - 8, y + 14, name, "end"))
     parts.append(axis.grid(height))
     for start, row in rows:
@@ -143,12 +142,12 @@ def memory(axis: Axis) -> str:
     top = step * ceil(most / step)
     parts = [axis.grid(HEIGHT)]
     for i in range(round(top / step) + 1):
-        y = HEIGHT - (HEIGHT - 22) * i * step / top
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        y = HEIGHT - (HEIGHT - 36) * i * step / top
+        parts.append(f'<line x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(text(LEFT - 8, y + 4, f"{i * step / 2**20:,.0f} MiB", "end"))
     colours = dict(zip(curves, COLOURS, strict=False))
     for label, points in curves.items():
-        places = [(axis.x(x), HEIGHT - (HEIGHT - 22) * y / top, y) for x, y in points]
+        places = [(axis.x(x), HEIGHT - (HEIGHT - 36) * y / top, y) for x, y in points]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in places)
         parts.append(
             f'<polyline points="{line}" fill="none" stroke="{colours[label]}" stroke-width="2"/>'
@@ -188,7 +187,8 @@ def key(colours: dict[str, str]) -> str:
 
 
 def svg(height: float, parts: list[str]) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img">{"".join(parts)}</svg>'
+    drawn = f'<svg viewBox="0 0 {WIDTH} {height}" role="img">{"".join(parts)}</svg>'
+    return f'<div class="scroll">{drawn}</div>'
 
 
 def text(x: float, y: float, content: str, anchor: str = "start") -> str:
