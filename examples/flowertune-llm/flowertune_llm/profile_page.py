@@ -26,7 +26,8 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
   max-width: 1080px; margin: 40px auto; padding: 0 20px }
 h1 { font-size: 24px; margin: 0 } h2 { font-size: 17px; margin: 36px 0 8px }
-p { margin: 2px 0 8px; color: var(--soft) } svg { width: 100%; min-width: 760px; height: auto; display: block }
+p { margin: 2px 0 8px; color: var(--soft) }
+svg { width: 100%; min-width: 760px; height: auto; display: block }
 svg text { font: 12px system-ui, sans-serif; fill: var(--soft) }
 svg line { stroke: var(--line) } .lane { fill: var(--line); fill-opacity: .4 }
 .scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: 14px }
