@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from measured import result, table, taken
 
 ACCURACY, SPEED = "flowertune-llm-accuracy", "flowertune-llm-speed"
+PROFILE = "flowertune-llm-profile"
 # Source: the models' configs on the Hub: layers, width, rank of the default adapter.
 OPEN_LLAMA = {"OpenLLaMA 3B v2": (26, 3200, 32), "OpenLLaMA 7B v2": (32, 4096, 32)}
 
@@ -157,6 +158,17 @@ def draw_layerwise(path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def profile_block() -> str:
+    measured = result(PROFILE)
+    shortest = min(measured["simulated_seconds"])
+    return (
+        f"What it costs: {1000 * measured['message_seconds']:.2f} ms a message, "
+        f"{1000 * measured['round_seconds']:.1f} ms a round of {measured['clients']} clients with "
+        f"all it writes, {100 * measured['share']:.2f} % of the shortest round of the offline run "
+        f"({shortest:.1f} s). {taken(measured)}"
+    )
+
+
 def offline_block() -> str:
     run = result("offline")["examples"][NAME]
     return (
@@ -211,5 +223,6 @@ BLOCKS = {
     "speed": speed_block,
     "layerwise": layerwise_block,
     "offline": offline_block,
+    "profile": profile_block,
 }
 PLOTS = {"layerwise": draw_layerwise}

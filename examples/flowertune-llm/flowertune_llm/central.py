@@ -6,7 +6,7 @@ from pathlib import Path
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.common import log
 
-from flowertune_llm import models, serving, task, transport
+from flowertune_llm import models, profiling, serving, task, transport
 from flowertune_llm.config import Config
 from flowertune_llm.dataset import load_split, load_test
 
@@ -34,13 +34,16 @@ def evaluate(
     every = config.evaluate_every_round
     if not every or (server_round % every and server_round != config.num_server_rounds):
         return None
-    if config.whole_model:
-        path = folder / f"model_{server_round}"
-        model = models.load_whole(config, path if server_round else serving.base_folder(config, 0))
-    else:
-        model = models.load_model(config)
-        models.set_adapter(model, transport.decode(arrays))
-    loss, perplexity = task.evaluate(model, load_test(config), config)
+    with profiling.task("evaluate"):
+        if config.whole_model:
+            path = folder / f"model_{server_round}"
+            model = models.load_whole(
+                config, path if server_round else serving.base_folder(config, 0)
+            )
+        else:
+            model = models.load_model(config)
+            models.set_adapter(model, transport.decode(arrays))
+        loss, perplexity = task.evaluate(model, load_test(config), config)
     return MetricRecord({"loss": loss, "perplexity": perplexity})
 
 

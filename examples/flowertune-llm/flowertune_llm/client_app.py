@@ -7,14 +7,14 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from flowertune_llm import serving
+from flowertune_llm import profiling, serving
 from flowertune_llm.config import Config
 from flowertune_llm.shards import Source
 
 # PyTorch and transformers take seconds to import, and a process that serves a slice needs neither:
 # what trains is imported where it is used.
 
-app = ClientApp()
+app = ClientApp(mods=[profiling.mod])
 
 
 @app.train()

@@ -45,7 +45,7 @@ MAY_CHANGE = {
     *("num-server-rounds", "output-dir", "resume-from", "wandb.mode", "wandb.project"),
     *("strategy.min-replies", "strategy.max-update-ratio", "strategy.round-timeout"),
     *("train.save-every-round", "model.device-map", "aggregation.in-flight"),
-    *("aggregation.on-failure", "aggregation.client-dir"),
+    *("aggregation.on-failure", "aggregation.client-dir", "profile.enabled"),
 }
 
 
@@ -92,6 +92,7 @@ class Config:
     seed: int = at_least(0)
     output_dir: str = some_text()
     resume_from: str = anything("a folder of an earlier run, or empty")
+    profile_enabled: bool = anything("true or false", "profile.enabled")
     wandb_mode: str = one_of("disabled", "offline", "online", name="wandb.mode")
     wandb_project: str = some_text("wandb.project")
 

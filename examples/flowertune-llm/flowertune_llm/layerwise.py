@@ -15,9 +15,9 @@ import safetensors.torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, Result
 
-from flowertune_llm import transport
+from flowertune_llm import profiling, transport
 from flowertune_llm.checkpoint import RunState
 from flowertune_llm.config import Config
 from flowertune_llm.progress import Progress
@@ -73,6 +73,13 @@ class LayerwiseFedAvg(AdapterFedAvg):
         self.folder, self.make_sink = folder, make_sink
         unique = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
         self.token = "-".join([*folder.parts[-2:], unique])  # the same when resumed
+
+    def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
+        """Run the rounds as `AdapterFedAvg` does; afterwards clients keep nothing of them."""
+        result = super().start(grid, *args, **kwargs)
+        if self.config.trains:
+            self.forget(grid)
+        return result
 
     def run_round(
         self, server_round: int, grid: Grid, config: ConfigRecord, timeout: float
@@ -189,6 +196,7 @@ class LayerwiseFedAvg(AdapterFedAvg):
 
     # Aggregating
 
+    @profiling.task("aggregate")
     def gather(
         self, grid: Grid, clients: dict[int, Client], tensors: list[Tensor], config: ConfigRecord
     ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from flwr.common import log
 
+from flowertune_llm import profiling
 from flowertune_llm.checkpoint import RunFolder, RunState, write_json
 from flowertune_llm.config import MAY_CHANGE, Config
 from flowertune_llm.plot import draw_curves
@@ -44,11 +45,16 @@ def open_run(
     if state.round >= 0:
         save_files()  # the other files may be a round behind the checkpoint
     try:
-        with tracker(config, folder, run_config) as track:
+        with (
+            tracker(config, folder, run_config) as track,
+            profiling.profiled(config.profile_enabled, folder.path, state.round) as end_round,
+        ):
 
             def save() -> None:
-                save_files()
+                with profiling.task("checkpoint"):
+                    save_files()
                 track(state.history[-1])
+                end_round(state.round)
 
             yield state, save, folder.path
     except Exception:

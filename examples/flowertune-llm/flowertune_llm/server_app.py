@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord, Context
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
+from flowertune_llm import profiling
 from flowertune_llm.checkpoint import RunState
 from flowertune_llm.config import Config
 from flowertune_llm.errors import shown
@@ -36,7 +37,7 @@ def main(grid: Grid, context: Context) -> None:
     with open_run(config, dict(context.run_config), rounds) as (state, save, folder):
         strategy = make_strategy(config, initial, state, save, folder)
         strategy.start(
-            grid,
+            profiling.watched(grid),
             initial,
             num_rounds=rounds,
             timeout=config.round_timeout,

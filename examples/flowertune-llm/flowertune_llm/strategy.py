@@ -11,7 +11,7 @@ from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
-from flowertune_llm import transport
+from flowertune_llm import profiling, transport
 from flowertune_llm.checkpoint import RunState
 from flowertune_llm.config import Config
 from flowertune_llm.replies import collect, problems, to_numpy, to_record
@@ -183,6 +183,7 @@ class AdapterFedAvg(FedAvg):
             log(WARNING, "%d nodes hold only %d partitions: some are idle", len(known), len(nodes))
         return nodes
 
+    @profiling.task("aggregate")
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord, MetricRecord]:

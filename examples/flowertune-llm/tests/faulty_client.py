@@ -15,7 +15,7 @@ NAN = b"\xff\x7f"  # the upper half of a float32, or all of a float16 or bfloat1
 class FaultyClient(ClientApp):
     def __call__(self, message, context):
         fault = os.environ.get(f"FAULT_{context.node_config['partition-id']}")
-        asked = message.content.config_records.get("slice", {"names": []})["names"]
+        asked = message.content.config_records.get("slice", {"name": []})["name"]
         if fault is None or not any("layers.2" in name for name in asked):
             return client_app.app(message, context)
         if fault == "raise":
