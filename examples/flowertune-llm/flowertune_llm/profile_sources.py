@@ -94,10 +94,10 @@ def from_superlink(run_id: int, app: Path, federation: str | None, live: bool) -
 
         state = status()
         for line in log_lines(stub, run_id, live):
-            _, mark, text = line.partition(MARK)
-            if not mark:
+            try:
+                entry = json.loads(line.partition(MARK)[2])
+            except ValueError:  # any other line
                 continue
-            entry = json.loads(text)
             if profile is None:
                 profile = {"run_ids": [str(run_id)], "status": "running", "rounds": []}
             if "round" in entry:
