@@ -84,59 +84,49 @@ def speed_block() -> str:
     )
 
 
-def mebibytes(row: dict[str, Any], kind: str) -> str:
-    peak = row["peak_bytes"].get(kind)
-    return f"{peak / 2**20:,.0f} MiB" if peak else ""
-
-
 def layerwise_block() -> str:
-    parts = {part: result(f"layerwise-{part}") for part in ("memory", "published", "70b")}
-    processes = result("layerwise-processes")
-    rows = []
-    for row in parts["memory"]["rows"]:
-        ended = " (ended: more than this machine has)" if row["too_much"] else ""
-        above = (row["own_peak_bytes"]["server app"] - row["idle_server_bytes"]) / 2**20
-        cells = [mebibytes(row, "server app") + ended, f"{above:,.0f} MiB"]
-        cells += [mebibytes(row, "client app"), speed(row)]
-        rows.append(["2 GB", str(row["clients"]), row["mode"], *cells])
-    for row in [*parts["published"]["rows"], parts["70b"]["row"]]:
-        above = (row["own_peak_bytes"]["server app"] - row["idle_server_bytes"]) / 2**20
-        cells = [mebibytes(row, "server app"), f"{above:,.0f} MiB", mebibytes(row, "client app")]
-        model = "5 GB" if row in parts["published"]["rows"] else "141 GB, Llama-3.1-70B"
-        rows.append([model, str(row["clients"]), row["mode"], *cells, speed(row)])
-    header = [
-        "model",
-        "clients",
-        "mode",
-        "server's peak",
-        "of that its own, above idle",
-        "a client's peak",
-        "rate",
-    ]
-    whole, between = parts["70b"], processes["row"]
-    published = ", ".join(f"{gb:g}" for gb in whole_figures(parts["published"]))
-    copying = whole["copy_mb_a_second"]
+    """Say what averaging whole models takes: memory, time, and what the time is made of."""
+    memory, published, whole, processes = (
+        result(f"layerwise-{part}") for part in ("memory", "published", "70b", "processes")
+    )
+    rows = [layerwise_row("2 GB", row) for row in memory["rows"]]
+    rows += [layerwise_row("5 GB", row) for row in published["rows"]]
+    rows.append(layerwise_row("141 GB: Llama-3.1-70B", whole["row"]))
+    header = ["model", "clients", "mode", "server's peak", "of it its own, above idle"]
+    header += ["a client's peak", "rate"]
+    others = ", ".join(f"{gb:g}" for gb in published["published_gigabytes"].values())
+    row, between = whole["row"], processes["row"]
+    cpu, copies = row["cpu_seconds"], whole["copy_mb_a_second"]
     peaks = ", ".join(
-        f"{kind} {mebibytes(between, kind)}"
+        f"{kind} {mebibytes(between['peak_bytes'][kind])}"
         for kind in ("server app", "SuperLink", "SuperNode", "client app")
     )
     return (
-        f"{table(header, rows)}\n\nResident memory of the largest process of its kind, in "
-        f"simulation; the rate counts all clients' bytes. NVIDIA FLARE's published figures for "
-        f"5 GB from 4, 8, 12 and 16 clients: {published} GB in memory, 21 GB with its disk "
-        f"offload. One core here copies {copying['into used memory']:,.0f} MB/s into memory in "
-        f"use, {copying['into new memory']:,.0f} into new. Between real processes, over TLS "
-        f"(`{processes['command']}`): {between['mb_a_second']} MB/s; peaks: {peaks}. "
-        f"{taken(parts['70b'])}"
+        f"{table(header, rows)}\n\nThe largest process of its kind, in simulation; what is not "
+        f"its own is Ray's memory for messages, mapped into all of its processes. The rate counts "
+        f"all clients' bytes. NVIDIA FLARE's published figures for 5 GB from 4, 8, 12 and 16 "
+        f"clients are {others} GB in memory, 21 GB with its disk offload. The "
+        f"{row['round_seconds']:.0f} s of the 70B model are {cpu['server app']:.0f} s of one "
+        f"core in the server (adding up, rounding), {cpu['client app']:.0f} s in the clients "
+        f"(making weights, copying them into Ray's memory) and {cpu['Ray'] + cpu['other']:.0f} s "
+        f"in Ray; a core here copies {copies['into used memory']:,.0f} MB/s into memory in use and "
+        f"{copies['into new memory']:,.0f} MB/s into new. Between real processes over TLS, four of "
+        f"its layers from 2 clients in slices of {between['slice_megabytes']} MiB: "
+        f"{between['mb_a_second']} MB/s; peaks: {peaks}. {taken(whole)}"
     )
 
 
-def whole_figures(measured: dict[str, Any]) -> list[float]:
-    return list(measured["published_gigabytes"].values())
+def layerwise_row(model: str, row: dict[str, Any]) -> list[str]:
+    peaks = row["peak_bytes"]
+    own = mebibytes(row["own_peak_bytes"]["server app"] - row["idle_server_bytes"])
+    ended = " when ended: too much for 24 GiB" if row["too_much"] else ""
+    rate = f"{row['mb_a_second']:,} MB/s" if "mb_a_second" in row else ""
+    cells = [mebibytes(peaks["server app"]) + ended, own, mebibytes(peaks["client app"]), rate]
+    return [model, str(row["clients"]), f"`{row['mode']}`", *cells]
 
 
-def speed(row: dict[str, Any]) -> str:
-    return f"{row['mb_a_second']:,} MB/s" if "mb_a_second" in row else ""
+def mebibytes(size: float) -> str:
+    return f"{size / 2**20:,.0f} MiB"
 
 
 def draw_layerwise(path: Path) -> None:
