@@ -30,8 +30,8 @@ LLAMA_70B = "synthetic-llama-3.1-70b"
 PUBLISHED = {4: 44.5, 8: 62.5, 12: 88.0, 16: 115.0}
 KINDS = {  # what a process is, by a word of its command line
     "flwr-serverapp": "server app",
-    "superlink": "SuperLink",
     "flower-supernode": "SuperNode",
+    "superlink.py": "SuperLink",
     "flower-superexec": "launcher",
     "warm_clientapp": "client app",
     "flwr-clientapp": "client app",
@@ -199,7 +199,7 @@ def processes() -> dict[str, Any]:
     return {"row": row}
 
 
-SLICE = 256  # MiB, between processes: each message starts a process
+SLICE = 128  # MiB, between processes: each message starts a process
 PARTS = {"memory": memory, "published": published, "70b": whole_70b, "processes": processes}
 
 
