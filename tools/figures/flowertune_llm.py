@@ -136,15 +136,18 @@ def draw_layerwise(path: Path) -> None:
     axes = figure.subplots()
     for mode, label in (("layerwise", "slice by slice"), ("all_at_once", "all at once")):
         rows = [row for row in measured["rows"] if row["mode"] == mode]
-        values = [row["peak_bytes"]["server app"] / 1e9 for row in rows]
-        axes.plot([row["clients"] for row in rows], values, marker=".", label=label)
-        for row, value in zip(rows, values, strict=True):
-            if row["too_much"]:
-                axes.annotate("ended: out of memory", (row["clients"], value), ha="right")
+        whole = [row for row in rows if not row["too_much"]]
+        values = [row["peak_bytes"]["server app"] / 1e9 for row in whole]
+        [line] = axes.plot([row["clients"] for row in whole], values, marker=".", label=label)
+        ended = [row["clients"] for row in rows if row["too_much"]]
+        if ended:
+            limit = measured["hardware"]["memory_gib"] * 2**30 / 1e9
+            style = {"marker": "^", "linestyle": "none", "color": line.get_color()}
+            axes.plot(ended, [limit] * len(ended), label="needs more than there is", **style)
     axes.set(xlabel="clients", ylabel="server's peak memory (GB)", ylim=(0, None))
     axes.set_title("Averaging a model of 2 GB")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="center right")
     figure.savefig(path, dpi=110)
 
 
