@@ -3,9 +3,8 @@
 import hashlib
 import json
 import shutil
-import time
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from logging import INFO, WARNING
 from pathlib import Path
@@ -20,15 +19,13 @@ from flwr.serverapp.strategy import FedAvg, Result
 from flowertune_llm import profiling, transport
 from flowertune_llm.checkpoint import RunState
 from flowertune_llm.config import Config
+from flowertune_llm.exchange import Replies, Requests, exchange, lacking
 from flowertune_llm.progress import Progress
 from flowertune_llm.replies import collect, problems, to_record
 from flowertune_llm.serving import raw_record
 from flowertune_llm.shards import FLOATS, Part, Shard, Slice, Tensor, plan, tensors_from
 from flowertune_llm.strategy import AdapterFedAvg, TooFewReplies
 from flowertune_llm.summing import RunningSum, one_thread
-
-Requests = Iterable[tuple[Any, Message]]
-Exchange = Generator[tuple[Any, Message | None], None, None]
 
 
 class ClientFailed(RuntimeError):
@@ -138,7 +135,7 @@ class LayerwiseFedAvg(AdapterFedAvg):
             content["config"] = config
             requests = ((p, Message(content, node, "query.receive")) for p, node in have.items())
             for partition, reply in self.exchange(grid, list(requests)):
-                if problem := self.problem(reply):
+                if problem := lacking(reply):
                     log(WARNING, "Partition %d left out of training: %s", partition, problem)
                     del have[partition]
             self.enough(have)
@@ -276,7 +273,7 @@ class LayerwiseFedAvg(AdapterFedAvg):
         Raises:
             ClientFailed: it cannot be used; the sum is spoilt.
         """
-        if problem := self.problem(reply):
+        if problem := lacking(reply):
             raise ClientFailed(partition, problem)
         try:
             data = reply.content["data"]["data"].data
@@ -308,7 +305,7 @@ class LayerwiseFedAvg(AdapterFedAvg):
         tensors = [tensor for shard in shards for tensor in shard.tensors]
         for partition in clients:
             reply = replies.get(partition)
-            problem = self.problem(reply) or model_problem(reply, tensors)
+            problem = lacking(reply) or model_problem(reply, tensors)
             if problem:
                 raise ClientFailed(partition, problem)
             reply.content["arrays"] = to_record(transport.decode(reply.content["arrays"]))
@@ -331,42 +328,15 @@ class LayerwiseFedAvg(AdapterFedAvg):
         for partition, client in clients.items():
             message = Message(RecordDict({"config": config}), client.node, "query.files")
             [(_, reply)] = self.exchange(grid, [(partition, message)])
-            if not (problem := self.problem(reply)):
+            if not (problem := lacking(reply)):
                 files = reply.content["files"]
                 return {Path(name).name: bytes(content) for name, content in files.items()}
         raise ClientFailed(partition, problem)
 
     # Messages
 
-    def exchange(self, grid: Grid, requests: Requests) -> Exchange:
-        """Send requests, `aggregation.in-flight` at a time, and yield replies in their order.
-
-        Yields:
-            what stood beside the request, and the reply; None if none came in time.
-        """
-        requests = iter(requests)
-        waiting: deque[tuple[Any, str | None, float]] = deque()
-        try:
-            while True:
-                while len(waiting) < self.config.in_flight:
-                    if (request := next(requests, None)) is None:
-                        break
-                    beside, message = request
-                    [message_id] = list(grid.push_messages([message])) or [None]
-                    waiting.append((beside, message_id, time.monotonic()))
-                if not waiting:
-                    return
-                beside, message_id, began = waiting.popleft()
-                yield beside, pull(grid, message_id, began + self.config.round_timeout)
-        finally:  # leave no slices behind where messages are kept
-            soon = time.monotonic() + 10
-            for _, message_id, _ in waiting:
-                pull(grid, message_id, soon)
-
-    def problem(self, reply: Message | None) -> str:
-        if reply is None:
-            return "no reply within strategy.round-timeout"
-        return " ".join(reply.error.reason.split()) if reply.has_error() else ""
+    def exchange(self, grid: Grid, requests: Requests) -> Replies:
+        return exchange(grid, requests, self.config.in_flight, self.config.round_timeout)
 
     def forget(self, grid: Grid) -> None:
         """Have all clients delete what they keep for this run."""
@@ -397,17 +367,6 @@ class LayerwiseFedAvg(AdapterFedAvg):
         shutil.rmtree(folder)
         arrays = self.state.arrays
         return to_record({name: arrays[name] + v.float().numpy() for name, v in change.items()})
-
-
-def pull(grid: Grid, message_id: str | None, deadline: float) -> Message | None:
-    """Return the reply to a message as soon as it is there; None after the deadline."""
-    wait = 0.001
-    while message_id and time.monotonic() < deadline:
-        for reply in grid.pull_messages([message_id]):
-            return reply
-        time.sleep(wait)
-        wait = min(1.2 * wait, 0.5)
-    return None
 
 
 def model_problem(reply: Message, tensors: list[Tensor]) -> str:
