@@ -88,13 +88,15 @@ class Axis:
 def timeline(axis: Axis) -> str:
     """Return a lane for the server and each client, with a bar for each task in each round."""
     rows = [
-        (start, row)
+        (f"round {entry['round']}, {row['task']}", start, row)
         for entry, start in zip(axis.rounds, axis.starts, strict=False)
         for row in entry["tasks"]
     ]
-    tasks = sorted({(row["scope"] == "client", row["task"]) for _, row in rows})
+    tasks = sorted({(row["scope"] == "client", row["task"]) for *_, row in rows})
     colours = {key: COLOURS[i % len(COLOURS)] for i, key in enumerate(tasks)}
-    nodes = sorted({row["node"] for _, row in rows}, key=lambda node: (node is not None, node or 0))
+    nodes = sorted(
+        {row["node"] for *_, row in rows}, key=lambda node: (node is not None, node or 0)
+    )
     lanes = {node: i for i, node in enumerate(nodes[:MOST_LANES])}
     height = 22 + LANE * len(lanes)
     parts = []
@@ -103,10 +105,11 @@ def timeline(axis: Axis) -> str:
         parts.append(f'<rect class="lane" x="{LEFT}" y="{y}" width="{RIGHT - LEFT}" height="20"/>')
         parts.append(text(LEFT - 8, y + 14, name, "end"))
     parts.append(axis.grid(height))
-    for start, row in rows:
+    for name, start, row in rows:
         if row["node"] in lanes:
             y = 24 + LANE * lanes[row["node"]]
-            parts.append(bar(axis, start, row, y, colours[row["scope"] == "client", row["task"]]))
+            colour = colours[row["scope"] == "client", row["task"]]
+            parts.append(bar(axis, name, start, row, y, colour))
     left_out = len(nodes) - len(lanes)
     more = f"<p>{left_out} more clients are not drawn.</p>" if left_out else ""
     legend = {
@@ -115,12 +118,12 @@ def timeline(axis: Axis) -> str:
     return f"<h2>Timeline</h2>{key(legend)}{svg(height + 22, parts)}{more}"
 
 
-def bar(axis: Axis, start: float, row: Row, y: int, colour: str) -> str:
+def bar(axis: Axis, name: str, start: float, row: Row, y: int, colour: str) -> str:
     """Return a task's bar, from its first to its last time in a round; paler where idle between."""
     left, right = axis.x(start + row["began"]), axis.x(start + row["ended"])
     span = max(row["ended"] - row["began"], 1e-9)
     busy = min(row["seconds_mean"] * row["count"] / span, 1.0)
-    label = f"{row['task']}: {row['count']} x {in_time(row['seconds_mean'])}, memory "
+    label = f"{name}: {row['count']} x {in_time(row['seconds_mean'])}, memory "
     label += in_bytes(row["memory_bytes_max"])
     return (
         f'<rect x="{left:.1f}" y="{y}" width="{max(right - left, 1.5):.1f}" height="16" rx="2" '
