@@ -6,8 +6,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from measured import result, table, taken
+from repository import ROOT
 
-ACCURACY, SPEED = "flowertune-llm-accuracy", "flowertune-llm-speed"
+ACCURACY, SPEED, GPU = "flowertune-llm-accuracy", "flowertune-llm-speed", "flowertune-llm-gpu"
 PROFILE = "flowertune-llm-profile"
 # Source: the models' configs on the Hub: layers, width, rank of the default adapter.
 OPEN_LLAMA = {"OpenLLaMA 3B v2": (26, 3200, 32), "OpenLLaMA 7B v2": (32, 4096, 32)}
@@ -162,6 +163,29 @@ def profile_block() -> str:
     )
 
 
+def gpu_block() -> str:
+    if not (ROOT / "results" / f"{GPU}.json").is_file():
+        return (
+            "What this code takes on a GPU has not been measured yet; `make check-gpu` takes it: "
+            "device memory of a client and tokens a second for a model of 3B, in a table here."
+        )
+    measured = result(GPU)
+    rows = [
+        [row["precision"], f"{row['peak_bytes'] / 1e9:.1f} GB", f"{row['tokens_a_second']:,.0f}"]
+        for row in measured["rows"]
+    ]
+    left_out = "".join(f" Left out: {name} ({why})." for name, why in measured["left_out"].items())
+    header = [
+        "this code, a Llama of 3B with random weights",
+        "peak device memory",
+        "tokens a second",
+    ]
+    return (
+        f"{table(header, rows)}\n\nBatches of {measured['batch']} times {measured['length']} "
+        f"tokens.{left_out} {taken(measured)}"
+    )
+
+
 def offline_block() -> str:
     run = result("offline")["examples"][NAME]
     return (
@@ -215,6 +239,7 @@ BLOCKS = {
     "traffic": traffic_block,
     "speed": speed_block,
     "layerwise": layerwise_block,
+    "gpu": gpu_block,
     "offline": offline_block,
     "profile": profile_block,
 }

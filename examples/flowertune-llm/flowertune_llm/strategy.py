@@ -109,7 +109,7 @@ class AdapterFedAvg(FedAvg):
         for part, metrics in entry.items():
             if metrics:
                 log(INFO, "%s: %s", part, ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
-        if self.traffic and server_round == 1:
+        if self.traffic:
             log(INFO, "A client gets %(down_bytes)d bytes and sends %(up_bytes)d", self.traffic)
         clients = [{"partition": p} | report for p, report in sorted(self.clients.items())]
         state = self.state
