@@ -23,7 +23,7 @@ BIN = Path(sys.executable).parent
 ONE_CPU = '{"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}'
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MEBIBYTE = 2**20
-LOSS_OF_WHOLE, LOSS_OF_LONG_ADAPTER = 10.683, 10.747  # of the small Llama after two rounds
+LOSS_OF_WHOLE, LOSS_OF_LONG_ADAPTER = 10.683, 10.760  # of the small Llama after two rounds
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills processes by their POSIX group")
 
