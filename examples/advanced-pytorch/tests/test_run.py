@@ -39,7 +39,7 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=300,
+        timeout=900,
     )
 
 
@@ -113,7 +113,7 @@ def test_killed_and_resumed_gives_the_same_results(finished, tmp_path):
         stderr=log,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while "[ROUND 5/10]" not in (tmp_path / "log").read_text():
         assert time.monotonic() < deadline, (tmp_path / "log").read_text()
         time.sleep(0.05)

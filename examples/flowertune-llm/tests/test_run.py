@@ -118,7 +118,7 @@ def test_killed_and_resumed_gives_the_same_results(small, tmp_path):
         killed = subprocess.Popen(
             simulation(small), cwd=broken, stdout=log, stderr=log, start_new_session=True
         )
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while "[ROUND 3/4]" not in (broken / "log").read_text():
         assert time.monotonic() < deadline, (broken / "log").read_text()
         time.sleep(0.02)

@@ -165,7 +165,7 @@ def test_killed_and_resumed_gives_the_same_results(finished, run, environment, t
         stderr=log,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while "[ROUND 5/20]" not in (tmp_path / "log").read_text():
         assert time.monotonic() < deadline, (tmp_path / "log").read_text()
         time.sleep(0.05)
