@@ -28,7 +28,7 @@ def perform(connection: Connection, note: str = "") -> Exception | None:
     except Exception as failure:
         traceback.print_exc()
         result, error = None, failure
-    send(connection, (result, describe(error) if error else "", note))
+    send(connection, (result, StepFailed(describe(error)) if error else None, note))
     return error
 
 
@@ -40,7 +40,7 @@ def receive(connection: Connection) -> tuple[Any, str]:
     """Return a step's result, and the note that came with it.
 
     Raises:
-        StepFailed: it raised an error.
+        StepFailed: it raised an error, or its worker died.
         EOFError: there will be no answer.
     """
     try:
@@ -48,7 +48,7 @@ def receive(connection: Connection) -> tuple[Any, str]:
     except (EOFError, OSError, pickle.UnpicklingError):
         raise EOFError from None
     if failure:
-        raise StepFailed(failure)
+        raise failure
     return result, note
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from gpu_scaling.executors import memory
 from gpu_scaling.executors.orphans import end_with_parent
-from gpu_scaling.executors.outcome import cause, send
+from gpu_scaling.executors.outcome import WorkerDied, cause, send
 from gpu_scaling.executors.pool import OWNER, Options
 from gpu_scaling.executors.worker import Order, work
 
@@ -128,13 +128,13 @@ class Server:
             if self.is_late(worker):
                 text = f"the step took longer than step-timeout = {self.options.step_timeout} s"
             print(text, file=sys.stderr, flush=True)
-            self.refuse(worker.client, text)
+            self.refuse(worker.client, WorkerDied(text))
 
     @staticmethod
-    def refuse(client: socket.socket, text: str) -> None:
+    def refuse(client: socket.socket, error: WorkerDied) -> None:
         with Connection(client.detach()) as connection:
             try:
-                send(connection, (None, text, ""))
+                send(connection, (None, error, ""))
             except OSError:
                 return  # it has gone as well
 
