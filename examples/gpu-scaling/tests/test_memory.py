@@ -48,6 +48,8 @@ def test_a_step_that_ran_short_leaves_room_for_fewer():
     sizing.learn(Usage(peak=3 * GIB, now=0, free=0, short=True), alone=False)
     assert sizing.workers == 5
     assert sizing.fraction > before
+    sizing.learn(Usage(peak=30 * MIB, now=0, free=0, short=True), alone=False)  # it asked for 2**60
+    assert sizing.workers == 5
 
 
 def test_on_the_cpu_there_is_no_limit_to_set():

@@ -75,8 +75,10 @@ class Sizing:
         """Take a worker's report into account; if it was alone, all that is gone is its own."""
         if self.room.context and alone:
             self.overhead = max(self.overhead, self.room.free - usage.free - usage.now)
-        short = int(1.5 * self.share_of_each) if usage.short else 0  # more for each, so fewer
-        self.footprint = max(self.footprint, self.overhead + usage.peak, short)
+        taken, share = self.overhead + usage.peak, self.share_of_each
+        if usage.short and taken > share / 2:  # not one that asked for what nobody has
+            taken = int(1.5 * share)  # more for each, so fewer
+        self.footprint = max(self.footprint, taken)
 
 
 def limit(fraction: float | None) -> None:
