@@ -129,3 +129,4 @@ def test_pool_that_is_killed_is_started_anew_and_an_idle_one_ends():
     assert second != first
     assert gone(second)
     assert not pool.path.exists()
+    assert not pool.log.exists()  # there was nothing to say

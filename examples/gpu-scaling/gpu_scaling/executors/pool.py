@@ -68,7 +68,7 @@ class Pool:
         try:
             client = connect(self.path)
         except (FileNotFoundError, ConnectionRefusedError):
-            with FileLock(self.path.with_suffix(".lock")):
+            with FileLock(self.path.with_name("lock")):
                 try:
                     client = connect(self.path)  # somebody was faster
                 except (FileNotFoundError, ConnectionRefusedError):
@@ -80,7 +80,6 @@ class Pool:
     def start(self) -> None:
         """Start the server with a socket that clients can use already while it starts."""
         self.path.unlink(missing_ok=True)
-        package = Path(__file__).parents[2]
         command = [sys.executable, "-m", "gpu_scaling.executors.server"]
         with socket.socket(socket.AF_UNIX) as listener, self.log.open("w") as log:
             listener.bind(str(self.path))
@@ -92,16 +91,25 @@ class Pool:
             }
             subprocess.Popen(
                 [*command, json.dumps(settings)],
-                env=os.environ
-                | {"PYTHONPATH": os.pathsep.join([str(package), *filter(None, sys.path)])}
-                | {"CUDA_VISIBLE_DEVICES": "" if self.device == "cpu" else self.device}
-                | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                env=os.environ | self.environment(),
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for its owners, with whom it ends
             )
+
+    def environment(self) -> dict[str, str]:
+        """Give the server this process's modules, one device, and no reason to touch it."""
+        package = Path(__file__).parents[2]
+        return {
+            "PYTHONPATH": os.pathsep.join([str(package), *filter(None, sys.path)]),
+            "CUDA_VISIBLE_DEVICES": "" if self.device == "cpu" else self.device,
+            # torch.cuda.is_available() in a module that is imported would spoil all later forks.
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
 
 
 def connect(path: Path) -> socket.socket:

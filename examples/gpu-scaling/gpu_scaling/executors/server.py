@@ -226,6 +226,8 @@ def main() -> None:
     gc.freeze()  # workers do not touch, and so do not copy, what the server has
     server = Server(listener, path, device, Options(**settings))
     server.serve()
+    if not (log := path.with_suffix(".log")).stat().st_size:
+        log.unlink()
     os._exit(0)  # workers end with it
 
 
