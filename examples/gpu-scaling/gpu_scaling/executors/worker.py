@@ -32,7 +32,7 @@ def work(server: Connection, recycle_after: int) -> None:
     for done in range(1, recycle_after + 1):
         try:
             order = server.recv()
-        except EOFError:
+        except (EOFError, OSError):  # the server has ended
             return
         if order is None:
             return
