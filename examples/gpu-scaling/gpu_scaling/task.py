@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-EVALUATION_BATCH = 500
+EVALUATION_BATCH = 200
 
 
 def build(num_classes: int, seed: int) -> nn.Module:

@@ -1,5 +1,6 @@
 """Memory of the device: what is free, what a step takes, how many workers that allows. In bytes."""
 
+import ctypes
 import os
 import sys
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 GIB, MIB = 2**30, 2**20
+LIBC = ctypes.CDLL(None)
 
 
 class Room(NamedTuple):
@@ -87,6 +89,12 @@ def limit(fraction: float | None) -> None:
         import torch
 
         torch.cuda.set_per_process_memory_fraction(fraction)
+
+
+def give_back() -> None:
+    """Return what the last step has freed to the system; glibc would keep much of it."""
+    if hasattr(LIBC, "malloc_trim"):
+        LIBC.malloc_trim(0)
 
 
 def usage(error: Exception | None) -> Usage:

@@ -42,6 +42,7 @@ def work(server: Connection, recycle_after: int) -> None:
                 error = perform(client, order.note)
             except (EOFError, OSError):  # the client has gone
                 error = None
+        memory.give_back()
         looks = error or done & (done - 1) == 0  # ever more seldom: a look takes milliseconds
         usage = memory.usage(error) if looks else None
         server.send(Report(usage, last=done == recycle_after))
