@@ -88,8 +88,8 @@ class Server:
 
     def accept(self) -> None:
         client, _ = self.listener.accept()
-        said = client.recv(OWNER.size, socket.MSG_WAITALL)
-        if len(said) < OWNER.size:  # it has gone again
+        said = client.recv(OWNER.size, socket.MSG_WAITALL) if wait([client], timeout=5.0) else b""
+        if len(said) < OWNER.size:  # it has gone again, or hangs
             client.close()
             return
         self.own(*OWNER.unpack(said))
