@@ -70,13 +70,16 @@ def memory_block() -> str:
     if not measured:
         return missing("simulation")
     sizes = sorted({run["clients"] for run in measured["runs"]})
+    columns = {
+        "peak memory": lambda run: f"{run['peak_bytes'] / GIB:.2f} GiB",
+        "steps a second": lambda run: f"{run['steps_a_second']:.1f}",
+        "start-up": lambda run: f"{run['start_seconds']:.0f} s",
+    }
+    if measured["hardware"]["gpu"]:
+        columns["peak device memory"] = lambda run: f"{run['device_bytes'] / GIB:.2f} GiB"
     rows = []
     for executor in EXECUTORS:
-        for what, value in (
-            ("peak memory", lambda r: f"{r['peak_bytes'] / GIB:.2f} GiB"),
-            ("steps a second", lambda r: f"{r['steps_a_second']:.1f}"),
-            ("start-up", lambda r: f"{r['start_seconds']:.0f} s"),
-        ):
+        for what, value in columns.items():
             runs = [run_of(executor, size) for size in sizes]
             rows.append([f"`{executor}`, {what}", *(value(r) if r else "" for r in runs)])
     header = ["a simulation of", *(f"{size} clients" for size in sizes)]
@@ -202,7 +205,9 @@ def draw(path: Path) -> None:
     draw_clients(left)
     draw_rounds(right)
     for axes in (left, right):
-        axes.set(ylabel="memory of all processes (GiB)", ylim=(0, None))
+        if axes.lines:
+            axes.set_ylim(0, 1.1 * axes.dataLim.ymax)
+        axes.set(ylabel="memory of all processes (GiB)")
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
