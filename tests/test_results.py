@@ -4,9 +4,8 @@ import json
 import re
 
 import pytest
-from figures import gpu_scaling
+from figures import gpu_scaling, vit_finetune
 from figures import pytorch_from_centralized_to_federated as cifar
-from figures import vit_finetune
 from figures.advanced_pytorch import accuracies
 from measured import result
 from repository import ROOT
