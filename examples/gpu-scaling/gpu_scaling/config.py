@@ -40,8 +40,8 @@ def one_of(*choices: str, name: str = "") -> Any:
 # These may differ when a run is resumed; any other key would make it another run.
 MAY_CHANGE = {
     *("executor", "workers", "memory-share", "recycle-after", "pool-idle", "step-timeout"),
-    *("cache-dir", "num-server-rounds", "min-clients", "min-replies", "max-update-ratio"),
-    *("round-timeout", "output-dir", "resume-from"),
+    *("cache-dir", "num-server-rounds", "min-clients", "messages-at-once", "min-replies"),
+    *("max-update-ratio", "round-timeout", "output-dir", "resume-from"),
 }
 
 
@@ -65,6 +65,7 @@ class Config:
     min_clients: int = at_least(1)
     clients_to_train: int = at_least(1)
     clients_to_evaluate: int = at_least(0)
+    messages_at_once: int = at_least(0)
     min_replies: int = at_least(1)
     max_update_ratio: float = key(lambda v: v > 1, "a number above 1")
     round_timeout: float = positive()

@@ -18,9 +18,11 @@ from typing import Any, NoReturn
 from flwr.common.config import flatten_dict, parse_config_args
 
 from gpu_scaling.config import Config
-from gpu_scaling.federation import APP, ENDINGS, Federation
+from gpu_scaling.federation import APP, ENDINGS, Federation, cores
 
 DEFAULT_CLIENTS, DEFAULT_ROUNDS = 2, 3
+# Each starts a process, which takes seconds of a core; Flower gives it up after 30 s.
+MESSAGES_A_CORE = 3
 ARGUMENTS = {
     "NBCLIENTS": f"SuperNodes to start; {DEFAULT_CLIENTS} by default",
     "NBMINCLIENTS": f"of them, connected before a round starts; {DEFAULT_CLIENTS} by default",
@@ -77,7 +79,11 @@ def settings(clients: int, connected: int, sampled: int, rounds: int, run_config
     changes = parse_config_args([run_config])
     if unknown := sorted(changes.keys() - flatten_dict(declared).keys()):
         raise ValueError(f"no such key: {', '.join(unknown)}; pyproject.toml lists all")
-    changes = {"min-replies": min(connected, sampled, declared["min-replies"])} | changes
+    defaults = {
+        "min-replies": min(connected, sampled, declared["min-replies"]),
+        "messages-at-once": MESSAGES_A_CORE * cores(),
+    }
+    changes = defaults | changes
     changes |= {"num-server-rounds": rounds, "min-clients": connected}
     changes |= {"clients-to-train": sampled, "clients-to-evaluate": sampled}
     return Launch(clients, changes, Config.from_run_config(declared | changes))

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from logging import INFO, WARNING
 from typing import Any
 
@@ -73,7 +74,7 @@ class ScalingFedAvg(FedAvg):
 
             arrays = to_record(self.state.arrays)
             messages = self.configure_train(server_round, arrays, train_config, grid)
-            replies = collect(grid, self.send(grid, messages), timeout)
+            replies, _ = self.exchange(grid, messages, timeout)
             arrays, metrics = self.aggregate_train(server_round, replies)
             self.state.arrays = to_numpy(arrays)
             result.train_metrics_clientapp[server_round] = metrics
@@ -81,9 +82,9 @@ class ScalingFedAvg(FedAvg):
             central = None
             try:
                 messages = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
-                pending = self.send(grid, messages)
-                central = evaluate_fn(server_round, arrays) if evaluate_fn else None  # meanwhile
-                metrics = self.aggregate_evaluate(server_round, collect(grid, pending, timeout))
+                test = partial(evaluate_fn, server_round, arrays) if evaluate_fn else None
+                replies, central = self.exchange(grid, messages, timeout, test)
+                metrics = self.aggregate_evaluate(server_round, replies)
                 result.evaluate_metrics_clientapp[server_round] = metrics or MetricRecord()
             except TooFewReplies:
                 self.end_round(server_round, result, central)  # the new model is not lost
@@ -141,11 +142,34 @@ class ScalingFedAvg(FedAvg):
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         return [Message(content, nodes[partition], kind) for partition in sample]
 
-    def send(self, grid: Grid, messages: Iterable[Message]) -> list[str]:
+    def exchange(
+        self,
+        grid: Grid,
+        messages: Iterable[Message],
+        timeout: float,
+        meanwhile: Callable[[], MetricRecord | None] | None = None,
+    ) -> tuple[list[Message], MetricRecord | None]:
+        """Send messages and wait for the replies; return them, and what `meanwhile` returned.
+
+        No more than `messages-at-once` are on their way together: SuperNodes of one machine start
+        a process for each, and so many of those can start in the time that Flower gives them.
+        """
+        messages, deadline = list(messages), time.monotonic() + timeout
+        size = self.config.messages_at_once or max(1, len(messages))
+        waves = [messages[first : first + size] for first in range(0, len(messages), size)]
+        self.asked = {}
+        sent = self.send(grid, waves[0]) if waves else []
+        found = meanwhile() if meanwhile else None
+        replies = collect(grid, sent, deadline - time.monotonic())
+        for wave in waves[1:]:
+            if time.monotonic() < deadline:
+                replies += collect(grid, self.send(grid, wave), deadline - time.monotonic())
+        return replies, found
+
+    def send(self, grid: Grid, messages: list[Message]) -> list[str]:
         """Send messages, remember which node each went to, and return the ids of those sent."""
-        messages = list(messages)
         sent = [message_id for message_id in grid.push_messages(messages) if message_id]
-        self.asked = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
+        self.asked |= {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
         return sent
 
     def sample(self, partitions: list[int], server_round: int, kind: str) -> list[int]:
@@ -175,7 +199,7 @@ class ScalingFedAvg(FedAvg):
         questions = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in new]
         if new:
             log(INFO, "Asking %d nodes for their partition; their workers may yet start", len(new))
-        for reply in collect(grid, self.send(grid, questions), self.config.round_timeout):
+        for reply in self.exchange(grid, questions, self.config.round_timeout)[0]:
             node_id = self.asked[reply.metadata.reply_to_message_id]
             if reply.has_error():
                 reason = " ".join(reply.error.reason.split())
