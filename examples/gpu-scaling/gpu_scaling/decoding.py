@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image
+from tqdm import tqdm
 
 from gpu_scaling.dataset import SPLITS, Source
 
@@ -28,7 +29,8 @@ def decode(source: Source, folder: Path) -> None:
         shape = (len(data), 3, IMAGE_SIZE, IMAGE_SIZE)
         path = folder / f"{split}-images.npy"
         pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-        for row, image in enumerate(data[column]):
+        progress = tqdm(data[column], f"Decoding {split}", disable=None)  # None: on terminals only
+        for row, image in enumerate(progress):
             pixels[row] = to_pixels(image, source.dataset)
         pixels.flush()
         np.save(folder / f"{split}-labels.npy", np.array(data["label"], np.int64))

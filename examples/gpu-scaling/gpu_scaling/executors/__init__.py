@@ -40,4 +40,6 @@ def make(kind: str, run_id: int, options: Options, owner: int = 0) -> Executor:
         return Inline()
     if kind == "spawn":
         return Spawn(options.step_timeout)
+    if not hasattr(os, "fork"):
+        raise StepFailed("executor = 'pool' needs fork, which Windows has not; use 'spawn'")
     return Pool(f"{run_id:x}", options, owner or os.getppid())
