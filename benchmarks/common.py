@@ -16,6 +16,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 # `import vit_finetune` is to find the package, not the script of that name in this folder.
 sys.path.append(sys.path.pop(0))
+sys.path.append(str(ROOT / "tools"))
 PACKAGES = ("flwr", "flwr-datasets", "ray", "torch", "numpy")
 ONE_CPU = '{"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}'
 
@@ -24,6 +25,14 @@ def default_dataset(folder: str, hub_name: str) -> str:
     """Return the real dataset under FLOWER_EXAMPLES_DATA if there is one, else its Hub name."""
     local = Path(os.environ.get("FLOWER_EXAMPLES_DATA", "."), folder)
     return str(local.resolve()) if local.exists() else hub_name
+
+
+def declared_config(app: Path, *, offline: bool = False) -> dict[str, Any]:
+    """Return an app's run config as Flower hands it over, with offline.toml if asked for."""
+    from repository import flatten, flower_settings, load_toml  # of tools/, on the path by now
+
+    declared = flatten(flower_settings(app)["app"]["config"])
+    return declared | (flatten(load_toml(app / "offline.toml")) if offline else {})
 
 
 def provenance() -> dict[str, Any]:

@@ -15,17 +15,15 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, provenance, simulate, write_result
+from common import ROOT, declared_config, provenance, simulate, write_result
 from flowertune_llm import models, task
 from flowertune_llm.client_app import derive_seed
 from flowertune_llm.config import Config
 from flowertune_llm.dataset import load_partition
-from flwr.common.config import flatten_dict
 
 APP = ROOT / "examples" / "flowertune-llm"
 STEPS, ROUNDS, REPEATS, BATCH = 12, 4, 2, 4
@@ -39,9 +37,7 @@ PRECISIONS = {
 
 def settings(**changes: object) -> dict[str, Any]:
     """Return the run config of the offline run, for one client."""
-    declared = tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    offline = tomllib.loads((APP / "offline.toml").read_text())
-    run_config = flatten_dict(declared) | flatten_dict(offline)
+    run_config = declared_config(APP, offline=True)
     run_config |= {"num-server-rounds": ROUNDS + 1, "train.evaluate-every-round": 0}
     run_config["train.training-arguments.max-steps"] = STEPS
     run_config["train.training-arguments.per-device-train-batch-size"] = BATCH

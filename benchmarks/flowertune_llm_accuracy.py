@@ -10,17 +10,15 @@ import itertools
 import json
 import tempfile
 import time
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, provenance, simulate, write_result
+from common import ROOT, declared_config, provenance, simulate, write_result
 from datasets import concatenate_datasets
 from flowertune_llm import models, task
 from flowertune_llm.config import Config
 from flowertune_llm.dataset import load_partition, load_test
-from flwr.common.config import flatten_dict
 
 APP = ROOT / "examples" / "flowertune-llm"
 SEEDS = (42, 43, 44)
@@ -32,10 +30,8 @@ STEPS = "train.training-arguments.max-steps"
 
 def settings() -> dict[str, Any]:
     """Return the run config of the offline run, tested more often."""
-    declared = tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    offline = tomllib.loads((APP / "offline.toml").read_text())
     changes = {"num-server-rounds": ROUNDS, "train.evaluate-every-round": EVERY}
-    return flatten_dict(declared) | flatten_dict(offline) | changes
+    return declared_config(APP, offline=True) | changes
 
 
 def federated(run_config: dict[str, Any]) -> tuple[list[list[float]], int]:

@@ -10,16 +10,14 @@ import argparse
 import gc
 import tempfile
 import time
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, provenance, write_result
+from common import ROOT, declared_config, provenance, write_result
 from datasets import Dataset
 from flowertune_llm import models, task
 from flowertune_llm.config import Config
-from flwr.common.config import flatten_dict
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -58,8 +56,7 @@ def make_model(shape: dict[str, int], device: str, folder: Path) -> None:
 
 def measure(name: str, folder: Path, batch: int, length: int) -> dict[str, Any]:
     """Return tokens a second and the most device memory of one client's training."""
-    text = (APP / "pyproject.toml").read_text()
-    run_config = flatten_dict(tomllib.loads(text)["tool"]["flwr"]["app"]["config"])
+    run_config = declared_config(APP)
     run_config |= {"model.name": str(folder), "model.quantization": PRECISIONS[name]}
     run_config["train.training-arguments.max-steps"] = STEPS
     run_config["train.training-arguments.per-device-train-batch-size"] = batch

@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 
 from common import ROOT, provenance, write_result
-
-sys.path.insert(0, str(ROOT / "tools"))
 from repository import example_names
 
 

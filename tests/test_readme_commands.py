@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flowertune_llm.profile_report import parser as profile_parser
 from flwr.cli.app import app as flwr_cli
 from flwr.common.config import parse_config_args
 from flwr.server.app import _parse_args_run_superlink
@@ -23,7 +24,7 @@ from typer.main import get_command
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("flwr", "flower-simulation", "flower-superlink", "flower-supernode", "ray")
-PROGRAMS += ("make", "pip", "uv", "python", "python3", "wandb", "run.sh")
+PROGRAMS += ("flwr-profile", "make", "pip", "uv", "python", "python3", "wandb", "run.sh")
 
 
 def pages() -> list[Path]:
@@ -83,6 +84,7 @@ def test_command(folder: Path, words: list[str]):
         "flower-supernode": lambda folder, rest: _parse_args_run_supernode().parse_args(rest),
         "ray": lambda folder, rest: parse_with_click(ray_cli, rest),
         "flower-simulation": check_simulation,
+        "flwr-profile": check_profile,
         "make": check_make,
         "pip": check_pip,
         "uv": lambda folder, rest: check_pip(folder, rest[1:]),
@@ -149,6 +151,11 @@ def check_run_config(folder: Path, app: Path, run_config: str | None):
     for key, value in changes.items():
         assert key in known, f"{key} is not a run-config key of {app.name}"
         assert type(value) is type(known[key]) or (type(value), type(known[key])) == (int, float)
+
+
+def check_profile(folder: Path, rest: list[str]):
+    arguments = profile_parser().parse_args(rest)
+    assert arguments.federation is None or arguments.federation in flower(folder)["federations"]
 
 
 def check_make(folder: Path, rest: list[str]):

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from figures import flowertune_llm as flowertune
 from figures import gpu_scaling, vit_finetune
 from figures import pytorch_from_centralized_to_federated as cifar
 from figures.advanced_pytorch import accuracies
@@ -50,6 +51,15 @@ def test_federated_iid_stays_close_to_centralised_training():
     """In points of accuracy at equal passes over CIFAR-10."""
     assert cifar.below("compact, IID, 2 clients") <= 3
     assert cifar.below("compact, IID, 10 clients") <= 3
+
+
+def test_federated_adapter_stays_close_to_centralised_training():
+    """In per cent of the held-out loss at equal steps; bfloat16 on the wire costs no more."""
+    assert flowertune.above("federated, float32") <= 2
+    assert flowertune.above("federated, bfloat16") <= 2
+    run = result("offline")["examples"]["flowertune-llm"]
+    assert run["last"]["loss"] <= 0.9 * run["first"]["loss"]
+    assert run["seconds"] <= 180
 
 
 def test_tensors_are_twice_as_fast_as_samples():

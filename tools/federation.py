@@ -86,6 +86,7 @@ class Federation:
         folder: keys, certificates, the SuperLink's database and logs; used again if it exists.
         secure: TLS, and only SuperNodes whose keys are registered; else neither.
         warm: fork ClientApps from processes that have imported the app's dependencies.
+        database: keep the SuperLink's state in a file, for a restart; else in memory.
         verbose: print each command.
     """
 
@@ -96,11 +97,13 @@ class Federation:
         *,
         secure: bool = True,
         warm: bool = False,
+        database: bool = True,
         verbose: bool = True,
     ) -> None:
         self.folder = folder.resolve()
         self.app = self.folder / "app"
         self.secure = secure
+        self.database = database
         self.preload = modules(app) if warm else []
         self.verbose = verbose
         self.parts: dict[str, Part] = {}
@@ -153,7 +156,8 @@ class Federation:
         command = [sys.executable, str(ROOT / "tools" / "superlink.py"), *self.tls_of_server()]
         command += ["--control-api-address", self.control, "--fleet-api-address", self.fleet]
         command += ["--serverappio-api-address", self.serverappio]
-        command += ["--database", str(self.folder / "superlink.db")]
+        if self.database:
+            command += ["--database", str(self.folder / "superlink.db")]
         part = self.start("superlink", command)
         self.wait(part, lambda: all(map(answers, (self.control, self.fleet, self.serverappio))))
         return part
@@ -175,6 +179,7 @@ class Federation:
         ca: Path | None = None,
         secure: bool | None = None,
         wait: bool = True,
+        node_config: str = "",
     ) -> Part:
         """Start a SuperNode, once its key is registered, and wait until it is connected.
 
@@ -185,6 +190,7 @@ class Federation:
             ca: the certificate that it trusts; that of this federation by default.
             secure: whether it uses TLS and its key; as the federation by default.
             wait: whether to wait.
+            node_config: more of it, as "key=value key=value".
 
         Raises:
             FederationError: it ended, or took too long.
@@ -192,7 +198,8 @@ class Federation:
         name, [address] = f"supernode-{partition}", free_addresses(1)
         command = ["flower-supernode", "--superlink", self.fleet]
         command += ["--clientappio-api-address", address]
-        command += ["--node-config", f"partition-id={partition} num-partitions={partitions}"]
+        holds = f"partition-id={partition} num-partitions={partitions} {node_config}".strip()
+        command += ["--node-config", holds]
         if self.secure if secure is None else secure:
             key = key or self.folder / "keys" / name
             if not key.exists():

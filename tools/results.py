@@ -73,9 +73,11 @@ def main() -> None:
         page.write_text(render(page))
         print(page.relative_to(ROOT))
     for name in example_names():
-        path = example_folder(name) / "_static" / "accuracy.png"
-        path.parent.mkdir(exist_ok=True)
-        figures(name).draw(path)
+        folder = example_folder(name) / "_static"
+        folder.mkdir(exist_ok=True)
+        shown = figures(name)
+        for plot, draw in ({"accuracy": shown.draw} | getattr(shown, "PLOTS", {})).items():
+            draw(folder / f"{plot}.png")
 
 
 if __name__ == "__main__":

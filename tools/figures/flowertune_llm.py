@@ -2,11 +2,14 @@
 
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from matplotlib.figure import Figure
 from measured import result, table, taken
+from repository import ROOT
 
-ACCURACY, SPEED = "flowertune-llm-accuracy", "flowertune-llm-speed"
+ACCURACY, SPEED, GPU = "flowertune-llm-accuracy", "flowertune-llm-speed", "flowertune-llm-gpu"
+PROFILE = "flowertune-llm-profile"
 # Source: the models' configs on the Hub: layers, width, rank of the default adapter.
 OPEN_LLAMA = {"OpenLLaMA 3B v2": (26, 3200, 32), "OpenLLaMA 7B v2": (32, 4096, 32)}
 
@@ -82,6 +85,107 @@ def speed_block() -> str:
     )
 
 
+def layerwise_block() -> str:
+    """Say what averaging whole models takes: memory, time, and what the time is made of."""
+    memory, published, whole, processes = (
+        result(f"layerwise-{part}") for part in ("memory", "published", "70b", "processes")
+    )
+    rows = [layerwise_row("2 GB", row) for row in memory["rows"]]
+    rows += [layerwise_row("5 GB", row) for row in published["rows"]]
+    rows.append(layerwise_row("141 GB: Llama-3.1-70B", whole["row"]))
+    header = ["model", "clients", "mode", "server's peak", "of it its own, above idle"]
+    header += ["a client's peak", "rate"]
+    others = ", ".join(f"{gb:g}" for gb in published["published_gigabytes"].values())
+    row, between = whole["row"], processes["row"]
+    cpu, copies = row["cpu_seconds"], whole["copy_mb_a_second"]
+    peaks = ", ".join(
+        f"{kind} {mebibytes(between['peak_bytes'][kind])}"
+        for kind in ("server app", "SuperLink", "SuperNode", "client app")
+    )
+    return (
+        f"{table(header, rows)}\n\nThe largest process of its kind, in simulation; what is not "
+        f"its own is Ray's memory for messages, mapped into all of its processes. The rate counts "
+        f"all clients' bytes. NVIDIA FLARE's published figures for 5 GB from 4, 8, 12 and 16 "
+        f"clients are {others} GB in memory, 21 GB with its disk offload. The "
+        f"{row['round_seconds']:.0f} s of the 70B model are {cpu['server app']:.0f} s of one "
+        f"core in the server (adding up, rounding), {cpu['client app']:.0f} s in the clients "
+        f"(making weights, copying them into Ray's memory) and {cpu['Ray'] + cpu['other']:.0f} s "
+        f"in Ray; a core here copies {copies['into used memory']:,.0f} MB/s into memory in use and "
+        f"{copies['into new memory']:,.0f} MB/s into new. Between real processes over TLS, four of "
+        f"its layers from 2 clients in slices of {between['slice_megabytes']} MiB: "
+        f"{between['mb_a_second']} MB/s; peaks: {peaks}. {taken(whole)}"
+    )
+
+
+def layerwise_row(model: str, row: dict[str, Any]) -> list[str]:
+    peaks = row["peak_bytes"]
+    own = mebibytes(row["own_peak_bytes"]["server app"] - row["idle_server_bytes"])
+    ended = " when ended: too much for 24 GiB" if row["too_much"] else ""
+    rate = f"{row['mb_a_second']:,} MB/s" if "mb_a_second" in row else ""
+    cells = [mebibytes(peaks["server app"]) + ended, own, mebibytes(peaks["client app"]), rate]
+    return [model, str(row["clients"]), f"`{row['mode']}`", *cells]
+
+
+def mebibytes(size: float) -> str:
+    return f"{size / 2**20:,.0f} MiB"
+
+
+def draw_layerwise(path: Path) -> None:
+    """Draw the server's peak memory over the number of clients, both ways."""
+    measured = result("layerwise-memory")
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for mode, label in (("layerwise", "slice by slice"), ("all_at_once", "all at once")):
+        rows = [row for row in measured["rows"] if row["mode"] == mode]
+        whole = [row for row in rows if not row["too_much"]]
+        values = [row["peak_bytes"]["server app"] / 1e9 for row in whole]
+        [line] = axes.plot([row["clients"] for row in whole], values, marker=".", label=label)
+        ended = [row["clients"] for row in rows if row["too_much"]]
+        if ended:
+            limit = measured["hardware"]["memory_gib"] * 2**30 / 1e9
+            style = {"marker": "^", "linestyle": "none", "color": line.get_color()}
+            axes.plot(ended, [limit] * len(ended), label="needs more than there is", **style)
+    axes.set(xlabel="clients", ylabel="server's peak memory (GB)", ylim=(0, None))
+    axes.set_title("Averaging a model of 2 GB")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center right")
+    figure.savefig(path, dpi=110)
+
+
+def profile_block() -> str:
+    measured = result(PROFILE)
+    shortest = min(measured["simulated_seconds"])
+    return (
+        f"What it costs: {1000 * measured['message_seconds']:.2f} ms a message, "
+        f"{1000 * measured['round_seconds']:.1f} ms a round of {measured['clients']} clients with "
+        f"all it writes, {100 * measured['share']:.2f} % of the shortest round of the offline run "
+        f"({shortest:.1f} s). {taken(measured)}"
+    )
+
+
+def gpu_block() -> str:
+    if not (ROOT / "results" / f"{GPU}.json").is_file():
+        return (
+            "What this code takes on a GPU has not been measured yet; `make check-gpu` takes it: "
+            "device memory of a client and tokens a second for a model of 3B, in a table here."
+        )
+    measured = result(GPU)
+    rows = [
+        [row["precision"], f"{row['peak_bytes'] / 1e9:.1f} GB", f"{row['tokens_a_second']:,.0f}"]
+        for row in measured["rows"]
+    ]
+    left_out = "".join(f" Left out: {name} ({why})." for name, why in measured["left_out"].items())
+    header = [
+        "this code, a Llama of 3B with random weights",
+        "peak device memory",
+        "tokens a second",
+    ]
+    return (
+        f"{table(header, rows)}\n\nBatches of {measured['batch']} times {measured['length']} "
+        f"tokens.{left_out} {taken(measured)}"
+    )
+
+
 def offline_block() -> str:
     run = result("offline")["examples"][NAME]
     return (
@@ -134,5 +238,9 @@ BLOCKS = {
     "accuracy": accuracy_block,
     "traffic": traffic_block,
     "speed": speed_block,
+    "layerwise": layerwise_block,
+    "gpu": gpu_block,
     "offline": offline_block,
+    "profile": profile_block,
 }
+PLOTS = {"layerwise": draw_layerwise}

@@ -19,7 +19,13 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from flowertune_llm import smollm2
 from flowertune_llm.config import Config
@@ -116,6 +122,20 @@ def load_model(config: Config) -> PeftModel:
     if config.gradient_checkpointing:
         model.enable_input_require_grads()  # the first layer's input needs a gradient to pass on
     return add_adapter(model, config)
+
+
+def load_whole(config: Config, folder: Path) -> PreTrainedModel:
+    """Load a model of which all weights are to be trained, or tested.
+
+    Raises:
+        RuntimeError: this machine cannot do what is asked for.
+    """
+    check_platform(config)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype(config), device_map=device_map(config.device_map)
+    )
+    model.config.use_cache = False
+    return model
 
 
 def add_adapter(model: torch.nn.Module, config: Config) -> PeftModel:

@@ -8,18 +8,18 @@ from typing import Any
 
 from flwr.common import log
 
+from flowertune_llm import profiling
 from flowertune_llm.checkpoint import RunFolder, RunState, write_json
 from flowertune_llm.config import MAY_CHANGE, Config
-from flowertune_llm.models import save_adapter
 from flowertune_llm.plot import draw_curves
 from flowertune_llm.tracking import tracker
 
 
 @contextmanager
 def open_run(
-    config: Config, run_config: dict[str, Any]
-) -> Iterator[tuple[RunState, Callable[[], None]]]:
-    """Yield where the run stands, and what saves it; say at both ends where its files are.
+    config: Config, run_config: dict[str, Any], rounds: int
+) -> Iterator[tuple[RunState, Callable[[], None], Path]]:
+    """Yield where the run stands, what saves it, and its folder; say at both ends where that is.
 
     Raises:
         ValueError: `resume-from` is no run that can be carried on with this config.
@@ -30,24 +30,33 @@ def open_run(
     log(INFO, "Outputs: %s", folder.path)
     write_json(folder.config, run_config)
     if earlier:
-        log(INFO, "Resuming after round %d of %d", state.round, config.num_server_rounds)
+        log(INFO, "Resuming after round %d of %d", state.round, rounds)
 
     def save_files() -> None:
         folder.save(state, state.arrays)
-        last = state.round == config.num_server_rounds
-        if state.round and (last or state.round % config.save_every_round == 0):
+        last = state.round == rounds
+        if not state.round or config.whole_model:
+            return
+        from flowertune_llm.models import save_adapter  # seconds to import
+
+        if last or state.round % config.save_every_round == 0:
             save_adapter(state.arrays, config, folder.path / f"peft_{state.round}")
 
     if state.round >= 0:
         save_files()  # the other files may be a round behind the checkpoint
     try:
-        with tracker(config, folder, run_config) as track:
+        with (
+            tracker(config, folder, run_config) as track,
+            profiling.profiled(config.profile_enabled, folder.path, state.round) as end_round,
+        ):
 
             def save() -> None:
-                save_files()
+                with profiling.task("checkpoint"):
+                    save_files()
                 track(state.history[-1])
+                end_round(state.round)
 
-            yield state, save
+            yield state, save, folder.path
     except Exception:
         message = "Stopped; round %d is safe: resume-from='%s'"
         log(ERROR, message, folder.saved_round, folder.path)
@@ -58,7 +67,9 @@ def open_run(
     log(INFO, "")
     log(INFO, "Results: %s", folder.results)
     log(INFO, "Curves:  %s", folder.curves)
-    log(INFO, "Adapter: %s", folder.path / f"peft_{state.round}")
+    kind = ("Model:  ", "model") if config.whole_model else ("Adapter:", "peft")
+    if (trained := folder.path / f"{kind[1]}_{state.round}").is_dir():
+        log(INFO, "%s %s", kind[0], trained)
     report_losses(state.history)
     log(INFO, "Outputs: %s", folder.path)
 

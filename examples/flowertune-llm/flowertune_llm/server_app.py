@@ -1,17 +1,22 @@
-"""The server: sends the global adapter out, averages what comes back, tests it, saves it."""
+"""The server: what clients train, or have, becomes one model, round by round."""
 
-from logging import INFO, WARNING
+from functools import partial
+from logging import INFO
+from pathlib import Path
+from typing import Any
 
-from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.app import ArrayRecord, Context
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
-from flowertune_llm import models, task, transport
+from flowertune_llm import profiling
+from flowertune_llm.checkpoint import RunState
 from flowertune_llm.config import Config
-from flowertune_llm.dataset import load_split, load_test
 from flowertune_llm.errors import shown
+from flowertune_llm.layerwise import LayerwiseFedAvg
 from flowertune_llm.outputs import open_run
 from flowertune_llm.strategy import AdapterFedAvg
+from flowertune_llm.synthetic import make_sink
 
 app = ServerApp()
 
@@ -20,40 +25,32 @@ app = ServerApp()
 @shown
 def main(grid: Grid, context: Context) -> None:
     config = Config.from_run_config(context.run_config)
-    task.check_training_arguments(config)
-    models.load_tokenizer(config)
-    initial = models.initial_adapter(config)
+    initial, evaluate, rounds = ArrayRecord(), None, config.num_server_rounds
+    if config.trains:
+        from flowertune_llm import central  # seconds to import, and not needed to aggregate
 
-    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        every = config.evaluate_every_round
-        if not every or (server_round % every and server_round != config.num_server_rounds):
-            return None
-        model = models.load_model(config)
-        models.set_adapter(model, transport.decode(arrays))
-        loss, perplexity = task.evaluate(model, load_test(config), config)
-        return MetricRecord({"loss": loss, "perplexity": perplexity})
-
-    if config.evaluate_every_round:
-        models.check_platform(config)
-        report_data(config)
-    with open_run(config, dict(context.run_config)) as (state, save):
-        AdapterFedAvg(config, state, save).start(
-            grid,
-            transport.encode(initial, "float32"),
-            num_rounds=config.num_server_rounds,
+        initial = central.begin(config)
+        evaluate = partial(central.evaluate, config)
+    elif rounds > 1:
+        rounds = 1
+        log(INFO, "Nothing is trained: one round is all there is to do")
+    with open_run(config, dict(context.run_config), rounds) as (state, save, folder):
+        strategy = make_strategy(config, initial, state, save, folder)
+        strategy.start(
+            profiling.watched(grid),
+            initial,
+            num_rounds=rounds,
             timeout=config.round_timeout,
-            evaluate_fn=evaluate,
+            evaluate_fn=evaluate and partial(evaluate, folder),
         )
 
 
-def report_data(config: Config) -> None:
-    """Say how much data there is, and what of it is left out."""
-    split = load_split(config.dataset, config.test_examples, config.seed)
-    log(INFO, "Data: %d rows for the clients, %d for the test", len(split.train), len(split.test))
-    if split.unanswered:
-        log(
-            WARNING,
-            "dataset = '%s': %d rows without an answer left out",
-            config.dataset,
-            split.unanswered,
-        )
+def make_strategy(
+    config: Config, initial: ArrayRecord, state: RunState, save: Any, folder: Path
+) -> AdapterFedAvg:
+    """Choose how replies travel: an adapter that fits into one slice comes whole."""
+    size = sum(len(array.data) for array in initial.values())
+    in_slices = config.aggregation_mode == "layerwise" and size > config.slice_megabytes * 2**20
+    if config.whole_model or in_slices:
+        return LayerwiseFedAvg(config, state, save, folder, partial(make_sink, config))
+    return AdapterFedAvg(config, state, save)

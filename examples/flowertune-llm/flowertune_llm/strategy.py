@@ -11,7 +11,7 @@ from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
-from flowertune_llm import transport
+from flowertune_llm import profiling, transport
 from flowertune_llm.checkpoint import RunState
 from flowertune_llm.config import Config
 from flowertune_llm.replies import collect, problems, to_numpy, to_record
@@ -77,10 +77,7 @@ class AdapterFedAvg(FedAvg):
             log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
             began = time.perf_counter()
 
-            arrays = to_record(self.state.arrays)
-            messages = self.configure_train(server_round, arrays, train_config, grid)
-            replies = collect(grid, self.send(grid, messages), timeout)
-            arrays, metrics = self.aggregate_train(server_round, replies)
+            arrays, metrics = self.run_round(server_round, grid, train_config, timeout)
             self.state.arrays = to_numpy(arrays)
             result.train_metrics_clientapp[server_round] = metrics
 
@@ -90,6 +87,15 @@ class AdapterFedAvg(FedAvg):
 
         result.arrays = to_record(self.state.arrays)
         return result
+
+    def run_round(
+        self, server_round: int, grid: Grid, config: ConfigRecord, timeout: float
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """Train on a sample of the clients; return the new global adapter and their metrics."""
+        arrays = to_record(self.state.arrays)
+        messages = self.configure_train(server_round, arrays, config, grid)
+        replies = collect(grid, self.send(grid, messages), timeout)
+        return self.aggregate_train(server_round, replies)
 
     def end_round(self, server_round: int, result: Result, central: MetricRecord | None) -> None:
         """Write the round's record into the state and have it saved."""
@@ -103,7 +109,7 @@ class AdapterFedAvg(FedAvg):
         for part, metrics in entry.items():
             if metrics:
                 log(INFO, "%s: %s", part, ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
-        if self.traffic and server_round == 1:
+        if self.traffic:
             log(INFO, "A client gets %(down_bytes)d bytes and sends %(up_bytes)d", self.traffic)
         clients = [{"partition": p} | report for p, report in sorted(self.clients.items())]
         state = self.state
@@ -119,14 +125,11 @@ class AdapterFedAvg(FedAvg):
         """Send the global adapter and this round's learning rate to a sample of the clients."""
         config["server-round"] = server_round
         config["learning-rate"] = self.config.learning_rate(server_round)
-        nodes = self.connected_nodes(grid)
-        sample = self.sample(sorted(nodes), server_round)
-        log(INFO, "train: sampled %d of %d clients", len(sample), len(nodes))
-        self.awaited = set(sample)
+        nodes = self.sampled_nodes(grid, server_round)
         sent = transport.encode(to_numpy(arrays), self.config.transport_dtype)
         self.traffic["down_bytes"] = transport.size(sent)
         content = RecordDict({self.arrayrecord_key: sent, self.configrecord_key: config})
-        return [Message(content, nodes[partition], MessageType.TRAIN) for partition in sample]
+        return [Message(content, node, MessageType.TRAIN) for node in nodes.values()]
 
     def send(self, grid: Grid, messages: Iterable[Message]) -> list[str]:
         """Send messages, remember which node each went to, and return the ids of those sent."""
@@ -134,6 +137,14 @@ class AdapterFedAvg(FedAvg):
         sent = [message_id for message_id in grid.push_messages(messages) if message_id]
         self.asked = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
         return sent
+
+    def sampled_nodes(self, grid: Grid, server_round: int) -> dict[int, int]:
+        """Return the node ids of this round's clients by partition."""
+        nodes = self.connected_nodes(grid)
+        sample = self.sample(sorted(nodes), server_round)
+        log(INFO, "train: sampled %d of %d clients", len(sample), len(nodes))
+        self.awaited = set(sample)
+        return {partition: nodes[partition] for partition in sample}
 
     def sample(self, partitions: list[int], server_round: int) -> list[int]:
         """Draw with a seed of (seed, round): the same in every run and after a resume."""
@@ -172,6 +183,7 @@ class AdapterFedAvg(FedAvg):
             log(WARNING, "%d nodes hold only %d partitions: some are idle", len(known), len(nodes))
         return nodes
 
+    @profiling.task("aggregate")
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord, MetricRecord]:

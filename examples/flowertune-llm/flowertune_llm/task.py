@@ -10,12 +10,19 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
-from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 
 from flowertune_llm.config import TRAINING_ARGUMENTS, Config
 from flowertune_llm.dataset import IGNORED
 from flowertune_llm.models import load_tokenizer
 
+Model = PreTrainedModel | PeftModel
 EVALUATION_BATCH = 8
 # What the example sets by itself, and the key that a user has for it.
 OWN = {
@@ -50,8 +57,6 @@ def check_training_arguments(config: Config) -> None:
                 f"run config: {key} = {value!r} is not an argument of transformers' "
                 f"TrainingArguments; close to it: {', '.join(close) or 'none'}"
             )
-    if given.get("max_steps") == 0:
-        raise ValueError("run config: train.training-arguments.max-steps = 0 trains nothing")
     try:
         TrainingArguments(output_dir=tempfile.gettempdir(), report_to="none", **given)
     except (ValueError, TypeError) as error:
@@ -60,14 +65,18 @@ def check_training_arguments(config: Config) -> None:
 
 
 def train(
-    model: PeftModel, data: Dataset, config: Config, learning_rate: float, seed: int
+    model: Model,
+    data: Dataset,
+    config: Config,
+    learning_rate: float,
+    seed: int,
 ) -> float:
-    """Train the adapter in place and return the mean training loss per token of the answers."""
+    """Train in place and return the mean training loss per token of the answers."""
     return trainer(model, data, config, learning_rate, seed).train().training_loss
 
 
 def trainer(
-    model: PeftModel,
+    model: Model,
     data: Dataset,
     config: Config,
     learning_rate: float,
@@ -101,7 +110,7 @@ def trainer(
 
 
 @torch.inference_mode()
-def evaluate(model: PeftModel, data: Dataset, config: Config) -> tuple[float, float]:
+def evaluate(model: Model, data: Dataset, config: Config) -> tuple[float, float]:
     """Return loss per token of the answers, in nats, and perplexity."""
     model.eval()
     collate = collator(config)

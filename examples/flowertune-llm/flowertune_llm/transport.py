@@ -5,6 +5,7 @@ import torch
 from flwr.app import Array, ArrayRecord
 
 NamedArrays = dict[str, np.ndarray]
+SAFETENSORS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -26,6 +27,22 @@ def decode(record: ArrayRecord) -> NamedArrays:
         tensor = tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
         arrays[name] = tensor.to(torch.float32).numpy()
     return arrays
+
+
+def to_bytes(array: Array, dtype: str) -> memoryview:
+    """Return float32 values as bytes of a dtype named as safetensors names it."""
+    values = array.numpy()
+    if dtype not in SAFETENSORS:
+        return memoryview(values.tobytes())
+    tensor = torch.from_numpy(values.astype(np.float32, copy=False)).to(SAFETENSORS[dtype])
+    return tensor.flatten().view(torch.uint8).numpy().data
+
+
+def is_finite(array: Array) -> bool:
+    """Tell whether there is neither NaN nor infinity in an array as it travelled."""
+    tensor = torch.from_numpy(array.numpy())
+    tensor = tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
+    return bool(tensor.isfinite().all())
 
 
 def size(record: ArrayRecord) -> int:

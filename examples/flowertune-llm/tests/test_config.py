@@ -36,7 +36,6 @@ def test_bad_value_is_refused_by_name(run_config, key, value, allowed):
         ("max-step", 5, "is not an argument of .* close to it: max-steps"),
         ("learning-rate", 0.1, "set train.learning-rate-max and -min instead"),
         ("optim", "magic", "magic is not a valid OptimizerNames"),
-        ("max-steps", 0, "max-steps = 0 trains nothing"),
     ],
 )
 def test_training_arguments_are_those_of_the_library(run_config, key, value, message):
@@ -52,3 +51,19 @@ def test_learning_rate_follows_a_cosine(run_config):
     assert rates == pytest.approx([1.0, 0.8828, 0.6, 0.3172, 0.2], abs=1e-4)
     with pytest.raises(ValueError, match=r"-min = 2.0 is above train.learning-rate-max = 1.0"):
         Config.from_run_config(run_config | settings | {"train.learning-rate-min": 2.0})
+
+
+def test_what_is_averaged(run_config):
+    """Adapters where they are trained; else, or without one, whole models."""
+
+    assert not Config.from_run_config(run_config).whole_model
+    for changes in ({ARGUMENTS + "max-steps": 0}, {"train.disable": True}):
+        aggregated = Config.from_run_config(run_config | changes)
+        assert aggregated.whole_model
+        assert not aggregated.trains
+    whole = {"model.lora.peft-lora-r": 0}
+    assert Config.from_run_config(run_config | whole | {"model.quantization": 0}).trains
+    with pytest.raises(ValueError, match=r"trains the whole model, which model.quantization = 4"):
+        Config.from_run_config(run_config | whole)
+    with pytest.raises(ValueError, match="'discard' would lose what was trained"):
+        Config.from_run_config(run_config | {"aggregation.output": "discard"})

@@ -26,7 +26,7 @@ def run(command: list, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(word) for word in command],
         cwd=folder,
-        env=os.environ | {"FLWR_TELEMETRY_ENABLED": "0"},
+        env=os.environ | {"FLWR_TELEMETRY_ENABLED": "0", "PATH": f"{BIN}:{os.environ['PATH']}"},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -1,0 +1,337 @@
+"""Checkpoints in safetensors, read and written a slice at a time: nobody holds the model.
+
+Source of the format: https://huggingface.co/docs/safetensors
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, Protocol
+
+# Bytes of an element. What is no 16- or 32-bit float is carried over, not averaged.
+ITEM_SIZES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
+ITEM_SIZES |= {"BOOL": 1}
+FLOATS = ("F32", "F16", "BF16")
+INDEX = "model.safetensors.index.json"
+BESIDE = ("*.json", "*.jinja", "*.model", "*.txt")  # config, tokenizer; no code from clients
+PROGRESS = "progress.json"
+
+
+class Tensor(NamedTuple):
+    """A tensor's place in the model: `dtype` as safetensors names it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * ITEM_SIZES[self.dtype]
+
+
+class Part(NamedTuple):
+    """Bytes `start` to `stop` of one tensor."""
+
+    name: str
+    start: int
+    stop: int
+
+
+class Slice(NamedTuple):
+    """What is asked for, added up and written at once: neighbours of one dtype in one shard."""
+
+    shard: int
+    start: int  # in the shard's data
+    dtype: str
+    parts: tuple[Part, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.stop - part.start for part in self.parts)
+
+
+class Source(Protocol):
+    """Where slices come from."""
+
+    tensors: Mapping[str, Tensor]
+
+    def read(self, part: Part) -> bytes: ...
+
+
+class Checkpoint:
+    """The tensors of a folder with one or many .safetensors files, none of them loaded.
+
+    Raises:
+        RuntimeError: there is none, or one is damaged; names the file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tensors: dict[str, Tensor] = {}
+        self.places: dict[str, tuple[int, int]] = {}  # file descriptor, offset in the file
+        self.files = shard_files(folder)
+        for path in self.files:
+            self._open(path)
+
+    def _open(self, path: Path) -> None:
+        header, begin = read_header(path)
+        descriptor = os.open(path, os.O_RDONLY)
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            if entry["dtype"] not in ITEM_SIZES:
+                raise RuntimeError(
+                    f"{path}: {name} is {entry['dtype']}; only {', '.join(ITEM_SIZES)} can be "
+                    "aggregated"
+                )
+            self.tensors[name] = Tensor(name, entry["dtype"], tuple(entry["shape"]))
+            self.places[name] = (descriptor, begin + entry["data_offsets"][0])
+
+    def read(self, part: Part) -> bytes:
+        """Read exactly these bytes from the disk."""
+        descriptor, offset = self.places[part.name]
+        data = os.pread(descriptor, part.stop - part.start, offset + part.start)
+        if len(data) != part.stop - part.start:
+            raise RuntimeError(f"{self.folder}: {part.name} ends early; the file was cut off")
+        return data
+
+    def close(self) -> None:
+        for descriptor in {descriptor for descriptor, _ in self.places.values()}:
+            os.close(descriptor)
+        self.places = {}
+
+    def __del__(self) -> None:
+        self.close()
+
+    @property
+    def fingerprint(self) -> str:
+        """What changes when someone writes to the files."""
+        stats = [path.stat() for path in self.files]
+        return " ".join(f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
+
+
+@lru_cache(maxsize=4)
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Open a folder's files once for each process."""
+    return Checkpoint(folder)
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """Return the files that an index names, or all .safetensors files where there is none."""
+    index = folder / INDEX
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise RuntimeError(f"{folder}: {INDEX} names {missing[0]}, which is not there")
+        return [folder / name for name in names]
+    if not (paths := sorted(folder.glob("*.safetensors"))):
+        raise RuntimeError(f"{folder}: holds no .safetensors files; save the model as safetensors")
+    return paths
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return what a .safetensors file says of its tensors, and where their data begins.
+
+    Raises:
+        RuntimeError: the file is no such file, or was cut off.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        size = path.stat().st_size
+        try:
+            header = json.loads(file.read(length)) if length < size else None
+            header.pop("__metadata__", None)
+            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        except (AttributeError, KeyError, ValueError):
+            raise RuntimeError(f"{path}: is damaged, or no safetensors file") from None
+    if 8 + length + end != size:
+        raise RuntimeError(f"{path}: is {size} bytes long, its header says {8 + length + end}")
+    return header, 8 + length
+
+
+def plan(tensors: Iterable[Tensor], shard_bytes: int, slice_bytes: int) -> list["Shard"]:
+    """Divide a model into shards of whole tensors, and those into slices.
+
+    Args:
+        tensors: in the order in which they are to be written.
+        shard_bytes: a shard ends before the tensor that would make it longer.
+        slice_bytes: the longest slice; small tensors share one, large ones are cut.
+    """
+    shards: list[list[Tensor]] = []
+    room = 0
+    for tensor in tensors:
+        if not shards or tensor.nbytes > room:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(tensor)
+        room -= tensor.nbytes
+    # Wide elements first: each tensor then begins at a multiple of its element's size.
+    ordered = (sorted(shard, key=lambda tensor: -ITEM_SIZES[tensor.dtype]) for shard in shards)
+    return [Shard(number, shard, slice_bytes) for number, shard in enumerate(ordered)]
+
+
+class Shard:
+    """One file of a checkpoint to be written: its header, and the slices that fill it."""
+
+    def __init__(self, number: int, tensors: list[Tensor], slice_bytes: int) -> None:
+        self.number, self.tensors = number, tensors
+        self.nbytes = sum(tensor.nbytes for tensor in tensors)
+        self.slices = list(self._cut(max(slice_bytes // 8 * 8, 8)))
+
+    def _cut(self, limit: int) -> Iterator[Slice]:
+        parts: list[Part] = []
+        start = position = 0
+        dtype = ""
+        for tensor in self.tensors:
+            done = 0
+            while done < tensor.nbytes:
+                room = limit - (position - start)
+                if parts and (tensor.dtype != dtype or room < ITEM_SIZES[dtype]):
+                    yield Slice(self.number, start, dtype, tuple(parts))
+                    parts, start = [], position
+                    continue
+                dtype = tensor.dtype
+                take = min(tensor.nbytes - done, room // ITEM_SIZES[dtype] * ITEM_SIZES[dtype])
+                parts.append(Part(tensor.name, done, done + take))
+                done, position = done + take, position + take
+        if parts:
+            yield Slice(self.number, start, dtype, tuple(parts))
+
+    @property
+    def header(self) -> bytes:
+        """The file up to its data."""
+        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        position = 0
+        for tensor in self.tensors:
+            offsets = [position, position := position + tensor.nbytes]
+            entries[tensor.name] = {
+                "dtype": tensor.dtype,
+                "shape": list(tensor.shape),
+                "data_offsets": offsets,
+            }
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+
+class Writer:
+    """Fills a checkpoint shard by shard; the folder gets its name when the last one is whole.
+
+    Until then everything is in `.<name>-partial` beside it, without a config.json; whole shards
+    survive an interruption, and are kept when the same is written again.
+
+    Args:
+        folder: the checkpoint to be.
+        shards: what `plan` returned.
+        identity: what the values come from; whole shards made from anything else are discarded.
+    """
+
+    def __init__(self, folder: Path, shards: list[Shard], identity: Any) -> None:
+        self.folder, self.shards = folder, shards
+        self.partial = folder.with_name(f".{folder.name}-partial")
+        self.identity = json.loads(json.dumps(identity))
+        if self._earlier().get("identity") != self.identity:
+            shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.mkdir(exist_ok=True)
+        self.whole = self._earlier().get("whole", 0)
+        self._note()
+        needed = sum(shard.nbytes for shard in shards[self.whole :])
+        if (free := shutil.disk_usage(self.partial).free) < needed:
+            raise RuntimeError(
+                f"{folder}: {needed / 1e9:.1f} GB are needed there and {free / 1e9:.1f} GB are "
+                "free; make room, or set output-dir"
+            )
+        self.file: Any = None
+
+    def _earlier(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.partial / PROGRESS).read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def _note(self) -> None:
+        temporary = self.partial / f".{PROGRESS}"
+        temporary.write_text(json.dumps({"identity": self.identity, "whole": self.whole}))
+        temporary.replace(self.partial / PROGRESS)
+
+    def shard_name(self, number: int) -> str:
+        if len(self.shards) == 1:
+            return "model.safetensors"
+        return f"model-{number + 1:05d}-of-{len(self.shards):05d}.safetensors"
+
+    def begin(self, shard: Shard) -> None:
+        self.path = self.partial / self.shard_name(shard.number)
+        self.file = self.path.with_suffix(".tmp").open("wb", buffering=0)
+        self.file.write(shard.header)
+
+    def write(self, piece: Slice, data: memoryview) -> None:
+        """Write what comes next of a slice; slices come in the order of the shard's data.
+
+        Raises:
+            RuntimeError: there is no room; whole shards stay.
+        """
+        try:
+            while data:
+                data = data[self.file.write(data) :]
+        except OSError as error:
+            self._out_of_room(error)
+
+    def _out_of_room(self, error: OSError) -> NoReturn:
+        self.abandon()
+        raise RuntimeError(
+            f"{self.path}: {error.strerror}; {self.whole} of {len(self.shards)} shards are whole "
+            "and stay; make room and resume"
+        ) from None
+
+    def end(self, shard: Shard) -> None:
+        """Make a shard durable, and say so."""
+        try:
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            self._out_of_room(error)
+        self.file.close()
+        self.file = None
+        self.path.with_suffix(".tmp").replace(self.path)
+        self.whole = shard.number + 1
+        self._note()
+
+    def abandon(self) -> None:
+        """Drop the shard that is not whole."""
+        if self.file:
+            self.file.close()
+            self.file = None
+            self.path.with_suffix(".tmp").unlink(missing_ok=True)
+
+    def finish(self, beside: Mapping[str, bytes]) -> None:
+        """Write the index and the files beside the weights, and give the folder its name."""
+        for name, content in beside.items():
+            (self.partial / name).write_bytes(content)
+        if len(self.shards) > 1:
+            weight_map = {
+                tensor.name: self.shard_name(shard.number)
+                for shard in self.shards
+                for tensor in shard.tensors
+            }
+            total = {"total_size": sum(shard.nbytes for shard in self.shards)}
+            index = {"metadata": total, "weight_map": weight_map}
+            (self.partial / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (self.partial / PROGRESS).unlink()
+        self.partial.rename(self.folder)
+
+
+def files_beside(folder: Path) -> dict[str, bytes]:
+    """Return config, tokenizer and the like: all small files but the index."""
+    paths = {path for pattern in BESIDE for path in folder.glob(pattern)}
+    return {path.name: path.read_bytes() for path in sorted(paths) if path.name != INDEX}
+
+
+def described(tensors: Iterable[Tensor]) -> list[list[Any]]:
+    """Return tensors as JSON has them; `tensors_from` reads it back."""
+    return [[tensor.name, tensor.dtype, list(tensor.shape)] for tensor in tensors]
+
+
+def tensors_from(described: list[list[Any]]) -> list[Tensor]:
+    return [Tensor(name, dtype, tuple(shape)) for name, dtype, shape in described]

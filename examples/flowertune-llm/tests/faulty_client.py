@@ -1,0 +1,30 @@
+"""A client that fails in the middle of the model, as FAULT_<partition> in the environment says.
+
+One of raise, nan, short.
+"""
+
+import os
+
+from flowertune_llm import client_app, serving
+from flwr.app import RecordDict
+from flwr.clientapp import ClientApp
+
+NAN = b"\xff\x7f"  # the upper half of a float32, or all of a float16 or bfloat16
+
+
+class FaultyClient(ClientApp):
+    def __call__(self, message, context):
+        fault = os.environ.get(f"FAULT_{context.node_config['partition-id']}")
+        asked = message.content.config_records.get("slice", {"name": []})["name"]
+        if fault is None or not any("layers.2" in name for name in asked):
+            return client_app.app(message, context)
+        if fault == "raise":
+            raise OSError("the disk is gone")
+        reply = client_app.app(message, context)
+        data = reply.content["data"]["data"].data
+        bad = {"nan": data[:2] + NAN + data[4:], "short": data[8:]}[fault]
+        reply.content = RecordDict({"data": serving.raw_record(bad)})
+        return reply
+
+
+app = FaultyClient()

@@ -1,0 +1,73 @@
+"""`flwr-profile` on a real federation: a SuperLink and SuperNodes, over TLS."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from certificates import make_certificates
+from federation import NAME, Federation, settings
+from repository import ROOT
+
+APP = ROOT / "examples" / "flowertune-llm"
+CHANGES = "num-server-rounds=2 train.evaluate-every-round=0 train.training-arguments.max-steps=2"
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="stops processes by their POSIX group")
+
+
+def command(run_id: int, app: Path, federation: str, *words: str) -> list[str]:
+    program = [sys.executable, "-m", "flowertune_llm.profile_report", str(run_id)]
+    return [*program, "--app", str(app), "--federation", federation, *words]
+
+
+def error_of(words: list[str]) -> str:
+    """Return the one line that a command ends with."""
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (1, "")
+    [line] = done.stderr.splitlines()
+    return line
+
+
+def test_profile_of_a_run_on_a_superlink(tmp_path, monkeypatch):
+    """Followed to its end, then asked for; runs that are unknown or were not profiled."""
+    monkeypatch.chdir(tmp_path)
+    with Federation(APP, tmp_path / "federation", warm=True, verbose=False) as federation:
+        for partition in range(2):
+            federation.start_supernode(partition, 2)
+        app = federation.app
+        changes = settings(APP, True, f"{CHANGES} profile.enabled=true strategy.min-replies=2")
+        run_id = federation.run(" ".join(f"{k}={json.dumps(v)}" for k, v in changes.items()))
+        words = command(run_id, app, NAME, "--live", "--format", "json")
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as following:
+            assert federation.follow(run_id) == "finished:completed"
+            seen = [json.loads(line) for line in following.communicate(timeout=60)[0].splitlines()]
+        assert [len(profile["rounds"]) for profile in seen] == [1, 2, 3, 3]
+        assert [profile["status"] for profile in seen] == ["running"] * 3 + ["completed"]
+        counts = {(row["task"], row["scope"]): row["count"] for row in seen[-1]["summary"]}
+        assert counts["train", "client"] == 4
+        assert counts["aggregate", "server"] == 2
+        for row in seen[-1]["network"]:  # one machine, one clock
+            assert row["split"] == row["messages"]
+            assert 0 < row["down_seconds_mean"] < row["both_seconds_mean"]
+
+        [path] = tmp_path.glob("outputs/*/*/profile.json")
+        assert json.loads(path.read_text())["rounds"] == seen[-1]["rounds"]
+        page = tmp_path / "page.html"
+        words = command(run_id, app, NAME, "--html", str(page))
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+        assert f"Run {run_id}: completed, 2 rounds" in done.stdout
+        assert page.read_text().count("<svg") == 2
+
+        assert "knows no such run" in error_of(command(42, app, NAME))
+        refused = federation.run("strategy.min-replies=0")
+        assert federation.follow(refused) == "finished:failed"
+        assert f"run {refused} has no profile in its log" in error_of(command(refused, app, NAME))
+        make_certificates(tmp_path / "other")
+        with (app / "pyproject.toml").open("a") as file:
+            file.write(f'\n[tool.flwr.federations.other]\naddress = "{federation.control}"\n')
+            file.write(f'root-certificates = "{tmp_path / "other" / "ca.crt"}"\n')
+        assert f"no SuperLink answers at {federation.control}" in error_of(
+            command(run_id, app, "other")
+        )
