@@ -84,8 +84,9 @@ def memory_block() -> str:
             rows.append([f"`{executor}`, {what}", *(value(r) if r else "" for r in runs)])
     header = ["a simulation of", *(f"{size} clients" for size in sizes)]
     text = (
-        "All processes together, PSS, Ray's included. Up to 100 clients are sampled a round, 10 "
-        "with `spawn`; steps a second are those of whole rounds, the central test included."
+        f"All processes together, PSS, Ray's included. Each client has {measured['images']} images "
+        f"of CIFAR-10; up to 100 are sampled a round, 10 with `spawn`; steps a second are those of "
+        f"whole rounds, the central test on {measured['test_images']:,} images included."
     )
     if run_of("pool", 10) and run_of("pool", 300):
         text += f" With the pool, 300 clients take {growth('pool'):.2f} times the memory of 10."
