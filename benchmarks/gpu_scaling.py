@@ -36,7 +36,7 @@ CLIENTS = (2, 10, 50, 100, 300)
 EXECUTORS = ("inline", "pool", "spawn")
 SAMPLED, SAMPLED_SPAWN = 100, 10  # clients of a round, at most: a spawned step takes seconds
 ROUNDS, ROUNDS_SPAWN = 6, 2
-IMAGES, TEST_IMAGES = 166, 2000  # of a client, as if CIFAR-10 were in 300 parts; of all together
+IMAGES, TEST_IMAGES = 33, 2000  # of each client, as of 10,000 in 300 parts; of all together
 
 
 def run_simulation(clients: int, run_config: dict[str, Any]) -> dict[str, Any]:
