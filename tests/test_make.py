@@ -69,6 +69,7 @@ def test_check_gpu_says_why_it_is_skipped():
     [
         ("vit_finetune_gpu.py", "vit_b_16, precision bfloat16, batch 4, images_a_second"),
         ("flowertune_llm_gpu.py", "precision 8-bit, tokens_a_second"),
+        ("gpu_scaling_gpu.py", "workers 2, steps_a_second"),
     ],
 )
 def test_gpu_check_runs_small_without_a_gpu(script, line):

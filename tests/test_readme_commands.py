@@ -17,13 +17,14 @@ from flwr.cli.app import app as flwr_cli
 from flwr.common.config import parse_config_args
 from flwr.server.app import _parse_args_run_superlink
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
+from gpu_scaling.launch import parse as parse_run_sh
 from ray.scripts.scripts import cli as ray_cli
 from repository import flatten
 from typer.main import get_command
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("flwr", "flower-simulation", "flower-superlink", "flower-supernode", "ray")
-PROGRAMS += ("flwr-profile", "make", "pip", "uv", "python", "python3", "wandb")
+PROGRAMS += ("flwr-profile", "make", "pip", "uv", "python", "python3", "wandb", "run.sh")
 
 
 def pages() -> list[Path]:
@@ -90,6 +91,7 @@ def test_command(folder: Path, words: list[str]):
         "python": check_python,
         "python3": check_python,
         "wandb": lambda folder, rest: None,
+        "run.sh": check_run_sh,
     }[program](folder, rest)
 
 
@@ -131,6 +133,13 @@ def check_simulation(folder: Path, rest: list[str]):
     arguments = parser.parse_args(rest)
     assert arguments.backend_config.keys() <= {"client_resources", "init_args"}
     check_run_config(folder, folder / arguments.app, arguments.run_config)
+
+
+def check_run_sh(folder: Path, rest: list[str]):
+    assert (folder / "run.sh").is_file()
+    if "--run-config" in rest and (config := rest[-1]).endswith(".toml"):
+        rest = [*rest[:-1], str(folder / config)]
+    assert parse_run_sh(rest).clients >= 1  # exits where something is wrong
 
 
 def check_run_config(folder: Path, app: Path, run_config: str | None):

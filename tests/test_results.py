@@ -5,8 +5,8 @@ import re
 
 import pytest
 from figures import flowertune_llm as flowertune
+from figures import gpu_scaling, vit_finetune
 from figures import pytorch_from_centralized_to_federated as cifar
-from figures import vit_finetune
 from figures.advanced_pytorch import accuracies
 from measured import result
 from repository import ROOT
@@ -83,3 +83,15 @@ def test_profiling_costs_less_than_one_per_cent():
 
 def test_tensors_are_twice_as_fast_as_samples():
     assert min(n["ratio"] for n in result(cifar.SPEED)["networks"].values()) >= 2
+
+
+def test_memory_is_flat_and_the_pool_is_quick():
+    """What the pool is for; see the README for the figures."""
+    parts = ("simulation", "rounds", "workers", "executors")
+    if missing := [part for part in parts if not gpu_scaling.found(part)]:
+        pytest.skip(f"not measured yet: {', '.join(missing)}")
+    assert gpu_scaling.growth("pool", 10, 300) <= 1.1
+    assert gpu_scaling.drift() <= 0.05
+    assert gpu_scaling.found("workers")["further_worker_bytes"] <= 20e6
+    assert gpu_scaling.found("executors")["pool_over_spawn"] >= 10
+    assert gpu_scaling.found("executors")["inline_over_pool"] <= 1.2

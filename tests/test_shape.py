@@ -19,6 +19,7 @@ EXAMPLES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flower-
 PACKAGES = {
     "advanced-pytorch": "pytorch_example",
     "flowertune-llm": "flowertune_llm",
+    "gpu-scaling": "gpu_scaling",
     "pytorch-from-centralized-to-federated": "centralized_to_federated",
 }
 COMMON_KEYS = {"num-server-rounds", "seed", "dataset", "output-dir"}

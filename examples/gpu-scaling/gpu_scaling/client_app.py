@@ -1,0 +1,79 @@
+"""The client: hands its training and testing to an executor, and never touches the device itself.
+
+Nothing here imports PyTorch, so that a client costs little: with the pool, a few MB for a message.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from gpu_scaling import executors, steps
+from gpu_scaling.config import Config
+from gpu_scaling.dataset import Source
+from gpu_scaling.replies import to_numpy, to_record
+
+app = ClientApp()
+
+
+@app.query()
+def identify(message: Message, context: Context) -> Message:
+    """Tell which partition this node holds: node ids are random."""
+    node = MetricRecord({"partition-id": partition_id(context)})
+    return Message(RecordDict({"node": node}), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Have the global model trained on the local data."""
+    config, source, partition = prepare(context)
+    seed = derive_seed(config.seed, message.content["config"]["server-round"], partition)
+    arrays = to_numpy(message.content["arrays"])
+    settings = config.training
+    arrays, loss, count = run(context, steps.train, arrays, source, partition, settings, seed)
+    metrics = MetricRecord({"train_loss": loss, "num-examples": count})
+    return Message(RecordDict({"arrays": to_record(arrays), "metrics": metrics}), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Have the global model tested on the local test data."""
+    config, source, partition = prepare(context)
+    arrays = to_numpy(message.content["arrays"])
+    loss, accuracy, count = run(context, steps.test, arrays, source, partition, config.threads)
+    metrics = {"eval_loss": loss, "eval_acc": accuracy, "num-examples": count}
+    return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
+
+def prepare(context: Context) -> tuple[Config, Source, int]:
+    """Return the settings, where the data is (on this machine by now), and whose part it is."""
+    config, partition = Config.from_run_config(context.run_config), partition_id(context)
+    source = config.source(int(context.node_config["num-partitions"]))
+    return config, source.prepare(), partition
+
+
+def run(context: Context, step: Callable[..., Any], *args: Any) -> Any:
+    """Run a step with the executor of the run config; an error names the partition."""
+    config = Config.from_run_config(context.run_config)
+    executor = executors.make(config.executor, context.run_id, config.options)
+    try:
+        return executor.run(step, *args)
+    except executors.StepFailed as error:
+        raise type(error)(f"partition {partition_id(context)}: {error}") from None
+
+
+def partition_id(context: Context) -> int:
+    node = context.node_config
+    if not 0 <= int(node.get("partition-id", -1)) < int(node.get("num-partitions", 0)):
+        raise RuntimeError(
+            f"this SuperNode's node-config {dict(node)} does not say which partition it holds; "
+            'start it with --node-config "partition-id=0 num-partitions=2"'
+        )
+    return int(node["partition-id"])
+
+
+def derive_seed(*parts: int) -> int:
+    """Return an independent seed for each combination of whole numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])

@@ -1,0 +1,124 @@
+"""The clients' data: decoded once, partitioned once, mapped into memory by every process.
+
+The first process that needs a dataset writes its pixels and labels, and the rows of each client,
+as .npy files into a cache folder. Every step, in whatever process, maps those files and copies the
+rows of one client: nobody decodes an image twice, and the machine holds one copy.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from filelock import FileLock
+
+from gpu_scaling.executors.spawn import Spawn
+
+DEFAULT_FOLDER = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "flower-examples/gpu-scaling")
+SPLITS = ("train", "test")
+
+
+class Examples(NamedTuple):
+    """Images as uint8 (N, 3, 32, 32) and labels as int64 (N,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset in `num_partitions` parts, one for each client.
+
+    Args:
+        dataset: a Hub name, a local folder, or "digits".
+        num_partitions: 0 where nobody asks for a part.
+        partitioning: "iid" or "dirichlet", of the training data; test data is always IID.
+        cache_dir: where the files go; empty for DEFAULT_FOLDER.
+    """
+
+    dataset: str
+    num_partitions: int
+    partitioning: str
+    dirichlet_alpha: float
+    min_partition_size: int
+    seed: int
+    cache_dir: str = ""
+
+    def prepare(self) -> "Source":
+        """Write the files that are not there yet; other processes wait for the first.
+
+        Raises:
+            RuntimeError: the data cannot be reached, is not what the network takes, or cannot be
+                split in this way.
+        """
+        for folder, make in ((self.images, "decode"), (self.rows, "split")):
+            if folder.is_dir() or (make == "split" and not self.num_partitions):
+                continue
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_suffix(".lock")):
+                if not folder.is_dir():  # nobody was faster
+                    # In a process of its own: what it imports and decodes ends with it.
+                    Spawn().run(write, self, make, folder)
+        return self
+
+    @cached_property
+    def images(self) -> Path:
+        """The folder of pixels and labels; once known, it travels to other processes."""
+        root = Path(self.cache_dir or DEFAULT_FOLDER).expanduser().resolve()
+        return root / digest(self.dataset, changes(Path(self.dataset)))
+
+    @cached_property
+    def rows(self) -> Path:
+        """The folder of which rows are whose."""
+        settings = asdict(self) | {"dataset": "", "cache_dir": ""}
+        if self.partitioning == "iid":
+            settings |= {"dirichlet_alpha": 0.0, "min_partition_size": 0}
+        return self.images / f"{self.partitioning}-{self.num_partitions}-{digest(settings)}"
+
+    @property
+    def num_classes(self) -> int:
+        return json.loads((self.images / "classes.json").read_text())
+
+    def load(self, split: str, partition: int | None = None) -> Examples:
+        """Return a partition's examples of "train" or "test", or map all of them."""
+        images, labels = (read(self.images, f"{split}-{what}") for what in ("images", "labels"))
+        if partition is None:
+            return Examples(images, labels)
+        rows, ends = (read(self.rows, f"{split}-{what}") for what in ("rows", "ends"))
+        own = rows[ends[partition - 1] if partition else 0 : ends[partition]]
+        return Examples(images[own], labels[own])
+
+
+def read(folder: Path, name: str) -> np.ndarray:
+    return np.load(folder / f"{name}.npy", mmap_mode="r")
+
+
+def digest(*values: object) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
+def changes(folder: Path) -> list[tuple[str, int, int]]:
+    """Return what tells one state of a local dataset from another; nothing for a Hub name."""
+    if not folder.is_dir():
+        return []
+    paths = sorted(path for path in folder.resolve().rglob("*") if path.is_file())
+    return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+
+
+def write(source: Source, make: str, folder: Path) -> None:
+    """Write the files of a folder under a temporary name, then rename: whole or absent."""
+    from gpu_scaling import decoding  # slow to import, needed once
+
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        getattr(decoding, make)(source, temporary)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

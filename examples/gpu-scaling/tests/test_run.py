@@ -1,0 +1,229 @@
+"""The commands that a user runs, to the end and through trouble."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import safetensors.torch
+from gpu_scaling import task
+from gpu_scaling.dataset import Source
+
+APP = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+ONE_CPU = '{"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}'
+# The number that the README promises, of digits offline.
+OFFLINE_ACCURACY, OFFLINE_TOLERANCE = 0.947, 0.015
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills processes by their POSIX group")
+
+
+def simulation(app: Path, run_config: str, nodes: int = 100) -> list[str]:
+    command = [BIN / "flower-simulation", "--app", app, "--num-supernodes", nodes]
+    command += ["--backend-config", ONE_CPU, "--run-config", run_config]
+    return [str(part) for part in command]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Mark all processes that come of a command by the folder in which it was given."""
+    mark = {"GPU_SCALING_TEST": str(folder), "FLWR_TELEMETRY_ENABLED": "0"}
+    return os.environ | mark | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("GPU_SCALING_TEST") == str(folder):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def nothing_left(folder: Path, seconds: float = 15) -> bool:
+    deadline = time.monotonic() + seconds
+    while processes_of(folder):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def run(command: list, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=folder,
+        env=environment(folder) | more,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=600,
+    )
+
+
+def start(command: list, folder: Path, until: str) -> subprocess.Popen:
+    """Start a command in a group of its own, and wait until it says something."""
+    log = folder / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=folder,
+            env=environment(folder),
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 180
+    while until not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+    return process
+
+
+def offline(**changes: object) -> str:
+    """Return offline.toml's settings, changed, in the form key=value."""
+    settings = re.findall(r"^([\w.-]+) = (.*)$", (APP / "offline.toml").read_text(), re.MULTILINE)
+    changed = {key.replace("_", "-"): json.dumps(value) for key, value in changes.items()}
+    return " ".join(f"{key}={value}" for key, value in (dict(settings) | changed).items())
+
+
+def only_run(folder: Path) -> Path:
+    [path] = folder.glob("outputs/????-??-??/??-??-??")
+    return path
+
+
+def results(folder: Path) -> list[dict]:
+    return json.loads((only_run(folder) / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """One uninterrupted run by `flower-simulation`: where it stood, and its log."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = run(simulation(APP, str(APP / "offline.toml")), folder)
+    assert done.returncode == 0, done.stdout
+    return folder, done.stdout
+
+
+def test_run_leaves_what_the_readme_says_and_no_process(finished):
+    folder, log = finished
+    path = only_run(folder)
+    assert {file.name for file in path.iterdir()} == {
+        *("config.json", "results.json", "curves.png"),
+        *("checkpoint.safetensors", "model.safetensors"),
+    }
+    logged = re.findall(r"INFO.*?:\s+(\S.*)", log)
+    assert logged[0] == f"Outputs: {path}" == logged[-1]
+    assert re.search(r"Pool: \d+ workers?, each takes up to \d+ MiB of", log)
+    history = results(folder)
+    assert [entry["round"] for entry in history] == list(range(11))
+    assert [len(entry["clients"]) >= 20 for entry in history] == [False] + [True] * 10
+    accuracy = history[-1]["evaluate_metrics_serverapp"]["accuracy"]
+    assert accuracy == pytest.approx(OFFLINE_ACCURACY, abs=OFFLINE_TOLERANCE)
+    model = task.build(10, 0)
+    model.load_state_dict(safetensors.torch.load_file(path / "model.safetensors"))
+    best = max(entry["evaluate_metrics_serverapp"]["accuracy"] for entry in history)
+    test = Source("digits", 0, "iid", 1.0, 1, 0).load("test")
+    assert task.test(model, *test)[1] == pytest.approx(best, abs=1e-6)
+    assert nothing_left(folder)
+
+
+def test_flwr_run_inline_gives_the_same_results(finished, tmp_path):
+    config = offline(executor="inline")
+    run([BIN / "flwr", "run", APP, "--run-config", config], tmp_path)
+    assert results(tmp_path) == results(finished[0])
+
+
+def test_killed_and_resumed_gives_the_same_results(finished, tmp_path):
+    """SIGKILL in the middle of a round: the pool ends, too. Then resume, to the end."""
+    command = simulation(APP, str(APP / "offline.toml"))
+    killed = start(command, tmp_path, until="[ROUND 4/10]")
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert nothing_left(tmp_path)
+    assert len(results(tmp_path)) in (4, 5)
+
+    done = run(simulation(APP, offline(resume_from=str(only_run(tmp_path)))), tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "Resuming after round" in done.stdout
+    assert results(tmp_path) == results(finished[0])
+
+
+def test_workers_that_die_cost_their_clients_step_only(tmp_path, monkeypatch):
+    """Of six clients one loses its worker, one asks for too much memory, one sends NaN."""
+    app = tmp_path / "app"
+    shutil.copytree(APP, app, ignore=shutil.ignore_patterns("outputs", ".*"))
+    shutil.copy(APP / "tests" / "faulty_client.py", app / "gpu_scaling")
+    for partition, fault in enumerate(("kill", "memory", "nan"), start=1):
+        monkeypatch.setenv(f"FAULT_{partition}", fault)
+    declared = (app / "pyproject.toml").read_text()
+    (app / "pyproject.toml").write_text(
+        declared.replace("gpu_scaling.client_app:app", "gpu_scaling.faulty_client:app")
+    )
+    done = run(simulation(app, offline(num_server_rounds=2), nodes=6), tmp_path)
+    assert done.returncode == 0, done.stdout
+    for partition, problem in enumerate(
+        [
+            "partition 1: the worker that ran this step was killed by SIGKILL: out of memory",
+            "partition 2: MemoryError",
+            r"0\.weight holds NaN or infinity",
+        ],
+        start=1,
+    ):
+        found = re.findall(f"Partition {partition} left out of training: .*{problem}", done.stdout)
+        assert len(found) == 2, done.stdout
+    trained = [c["partition"] for c in results(tmp_path)[2]["clients"] if "train_loss" in c]
+    assert trained == [0, 4, 5]
+
+
+def test_bad_value_ends_the_run_before_it_starts(tmp_path):
+    done = run(simulation(APP, offline(memory_share=2.0), nodes=2), tmp_path)
+    assert done.returncode != 0
+    assert "memory-share = 2.0 is not valid; allowed: a number in (0, 1]" in done.stdout
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("0", "NBCLIENTS = 0: a whole number of at least 1 is needed"),
+        ("2 3", "NBMINCLIENTS = 3: only NBCLIENTS = 2 are to be started"),
+        ("4 2 5", "NBFITCLIENTS = 5: only NBCLIENTS = 4 are to be started"),
+        ("2 2 2 many", "NBROUNDS = many: a whole number of at least 1 is needed"),
+        ("2 --run-config epochs=1", "--run-config 'epochs=1': no such key: epochs; pyproject.toml"),
+    ],
+)
+def test_run_sh_says_in_a_line_what_is_wrong(words, line, tmp_path):
+    done = run([APP / "run.sh", *words.split()], tmp_path)
+    assert done.returncode == 2
+    assert done.stdout.startswith(f"run.sh: {line}")
+    assert done.stdout.count("\n") == 1
+
+
+def test_run_sh_through_a_proxy_that_is_not_there(tmp_path):
+    """Two SuperNodes, as by default; local connections go past the proxy."""
+    command = [APP / "run.sh", 2, 2, 2, 2, "--run-config", APP / "offline.toml"]
+    done = run(command, tmp_path, https_proxy="http://127.0.0.1:9", http_proxy="http://127.0.0.1:9")
+    assert done.returncode == 0, done.stdout
+    assert "SuperNodes: 2 of 2 connected" in done.stdout
+    assert re.search(r"Run \d+: finished:completed$", done.stdout.strip())
+    assert len(results(tmp_path)) == 3
+    assert nothing_left(tmp_path)
+
+
+def test_run_sh_leaves_nothing_after_ctrl_c(tmp_path):
+    command = [APP / "run.sh", 2, 2, 2, 50, "--run-config", APP / "offline.toml"]
+    process = start(command, tmp_path, until="[ROUND 1/50]")
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130, (tmp_path / "log").read_text()
+    assert "interrupted; everything is taken down" in (tmp_path / "log").read_text()
+    assert nothing_left(tmp_path)

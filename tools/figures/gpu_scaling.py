@@ -1,0 +1,254 @@
+"""Figures of gpu-scaling. What has not been measured yet is left out, and said to be."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from measured import offline_on_digits, result, table, taken
+from repository import ROOT
+
+GIB, MIB = 2**30, 2**20
+NAME = "gpu-scaling"
+EXECUTORS = ("pool", "inline", "spawn")
+HOW = "`python benchmarks/gpu_scaling.py --parts {}`"
+
+
+def found(part: str) -> dict[str, Any] | None:
+    """Return what was measured of a part, None if it was not."""
+    name = f"{NAME}-{part}"
+    return result(name) if (ROOT / "results" / f"{name}.json").is_file() else None
+
+
+def missing(part: str) -> str:
+    return f"Not measured yet: {HOW.format(part)}."
+
+
+def run_of(executor: str, clients: int) -> dict[str, Any] | None:
+    """Return a simulation's figures."""
+    runs = (found("simulation") or {"runs": []})["runs"]
+    chosen = [r for r in runs if (r["executor"], r["clients"]) == (executor, clients)]
+    return chosen[0] if chosen else None
+
+
+def growth(executor: str, few: int = 10, many: int = 300) -> float:
+    """Return how many times the memory of few clients many take."""
+    return run_of(executor, many)["peak_bytes"] / run_of(executor, few)["peak_bytes"]
+
+
+def drift(first: int = 5) -> float:
+    """Return by how much memory grows from the fifth round to the last, at most; a fraction."""
+    held = found("rounds")["round_bytes"][first - 1 :]
+    return max(held) / held[0] - 1
+
+
+def executors_block() -> str:
+    measured = found("executors")
+    if not measured:
+        return missing("executors")
+    speeds = measured["steps_a_second"]
+    start = {
+        "inline": "none, after the first",
+        "pool": "none, after the pool's",
+        "spawn": "each step's",
+    }
+    rows = [
+        [f"`{name}`", f"{speeds[name]:.2f}", f"{1000 / speeds[name]:,.0f} ms", start[name]]
+        for name in EXECUTORS
+    ]
+    return (
+        f"{table(['executor', 'steps a second', 'a step', 'imports'], rows)}\n\n"
+        f"One client after the other, each one epoch over {measured['images']:.0f} images in "
+        f"batches of 16, on one thread, without Flower: the pool is "
+        f"{measured['pool_over_spawn']:.0f} times as fast as spawned processes, and takes "
+        f"{measured['inline_over_pool']:.2f} times as long as no process at all. {taken(measured)}"
+    )
+
+
+def memory_block() -> str:
+    measured = found("simulation")
+    if not measured:
+        return missing("simulation")
+    sizes = sorted({run["clients"] for run in measured["runs"]})
+    columns = {
+        "peak memory": lambda run: f"{run['peak_bytes'] / GIB:.2f} GiB",
+        "steps a second": lambda run: f"{run['steps_a_second']:.3g}",
+        "start-up": lambda run: f"{run['start_seconds']:.0f} s",
+    }
+    if measured["hardware"]["gpu"]:
+        columns["peak device memory"] = lambda run: f"{run['device_bytes'] / GIB:.2f} GiB"
+    rows = []
+    for executor in EXECUTORS:
+        for what, value in columns.items():
+            runs = [run_of(executor, size) for size in sizes]
+            rows.append([f"`{executor}`, {what}", *(value(r) if r else "" for r in runs)])
+    header = ["a simulation of", *(f"{size} clients" for size in sizes)]
+    text = (
+        f"All processes together, PSS, Ray's included. Each client has {measured['images']} images "
+        f"of CIFAR-10; up to 100 are sampled a round, 10 with `spawn`; steps a second are those of "
+        f"whole rounds, the central test on {measured['test_images']:,} images included."
+    )
+    text += (
+        " A simulation has one process a core for all its clients, so on a CPU memory is flat with "
+        "each executor; with the pool those processes do without PyTorch."
+    )
+    if run_of("pool", 10) and run_of("pool", 300):
+        text += f" With the pool, 300 clients take {growth('pool'):.2f} times the memory of 10."
+    return f"{table(header, rows)}\n\n{text} {taken(measured)}"
+
+
+def rounds_block() -> str:
+    measured = found("rounds")
+    if not measured:
+        return missing("rounds")
+    held = measured["round_bytes"]
+    return (
+        f"{measured['clients']} clients, {len(held)} rounds, pool: {held[4] / GIB:.2f} GiB after "
+        f"round 5, {held[-1] / GIB:.2f} GiB after the last, {100 * drift():.1f} % more at most. "
+        f"{taken(measured)}"
+    )
+
+
+def workers_block() -> str:
+    measured = found("workers")
+    if not measured:
+        return missing("workers")
+    rows = [
+        [
+            str(run["workers"]),
+            f"{run['pool_bytes'] / MIB:,.0f} MiB",
+            f"{run['own_bytes'] / MIB:.1f} MiB",
+            f"{1000 * run['replaced_seconds']:.0f} ms",
+        ]
+        for run in measured["runs"]
+    ]
+    header = ["workers", "the pool together", "a worker's own", "a dead one is replaced within"]
+    return (
+        f"{table(header, rows)}\n\nOn the CPU, after ten steps each; a further worker takes "
+        f"{measured['further_worker_bytes'] / MIB:.1f} MiB. {taken(measured)}"
+    )
+
+
+def thousand_block() -> str:
+    measured = found("thousand")
+    if not measured:
+        return missing("thousand")
+    seconds = measured["round_seconds"]
+    return (
+        f"1,000 clients in simulation, 100 of them trained and 100 tested in each of "
+        f"{len(seconds)} rounds: {measured['total_seconds']:.0f} s, start-up of "
+        f"{measured['start_seconds']:.0f} s included; the rounds took "
+        f"{', '.join(f'{s:.0f} s' for s in seconds)}; peak memory "
+        f"{measured['peak_bytes'] / GIB:.2f} GiB in {measured['processes']} processes. "
+        f"{taken(measured)}"
+    )
+
+
+def supernodes_block() -> str:
+    measured = found("supernodes")
+    if not measured:
+        return missing("supernodes")
+    count, each = measured["supernodes"], measured["supernode_bytes"]
+    memory = measured["hardware"]["memory_gib"]
+    others = measured["bytes"]["others"]
+    fit = int((memory * GIB - others) / each)
+    rounds = ", ".join(f"{s:.0f} s" for s in measured["round_seconds"])
+    end = "ran to the end" if measured["completed"] else "did not end well"
+    return (
+        f"`./run.sh {count} {count} {measured['sampled']} 2` {end}: all SuperNodes were connected "
+        f"after {measured['start_seconds']:.0f} s, the rounds took {rounds}. A SuperNode takes "
+        f"{each / MIB:.0f} MiB with the process that starts its ClientApps; the peak of everything "
+        f"was {measured['peak_bytes'] / GIB:.1f} GiB. By memory about {fit} would fit into "
+        f"{memory} GiB. {taken(measured)}"
+    )
+
+
+def gpu_block() -> str:
+    measured = found("gpu")
+    if not measured:
+        return (
+            "No GPU figure has been taken yet; `make check-gpu` takes them: steps a second and "
+            "device memory of 200 clients with 1 to 16 workers, in a table like these."
+        )
+    rows = [
+        [
+            str(line["workers"]),
+            f"{line['steps_a_second']:.1f}",
+            f"{line['peak_bytes'] / GIB:.2f} GiB",
+            line["note"],
+        ]
+        for line in measured["rows"]
+    ]
+    rows += [
+        [f"`{line['executor']}`, one client at a time", f"{line['steps_a_second']:.2f}", "", ""]
+        for line in measured["others"]
+    ]
+    header = ["workers", "steps a second", "peak device memory", "what the pool says"]
+    return (
+        f"{table(header, rows)}\n\n{measured['clients']} clients, each one epoch over "
+        f"{measured['images']} images in batches of {measured['batch']}. {taken(measured)}"
+    )
+
+
+def offline() -> str:
+    return offline_on_digits(NAME)
+
+
+def headline() -> str:
+    if not (run_of("pool", 10) and run_of("pool", 300)):
+        return "not measured yet"
+    most = run_of("pool", 300)
+    return (
+        f"300 clients in {most['peak_bytes'] / GIB:.1f} GiB, {growth('pool'):.2f} times 10 clients"
+    )
+
+
+def draw(path: Path) -> None:
+    """Draw memory over the number of clients, and over rounds, as far as they were measured."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    draw_clients(left)
+    draw_rounds(right)
+    for axes in (left, right):
+        if axes.lines:
+            axes.set_ylim(0, 1.1 * axes.dataLim.ymax)
+        axes.set(ylabel="memory of all processes (GiB)")
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def draw_clients(axes: Axes) -> None:
+    measured = found("simulation") or {"runs": []}
+    for executor in EXECUTORS:
+        runs = sorted(
+            (run for run in measured["runs"] if run["executor"] == executor),
+            key=lambda run: run["clients"],
+        )
+        if runs:
+            peaks = [run["peak_bytes"] / GIB for run in runs]
+            axes.plot([run["clients"] for run in runs], peaks, marker="o", label=executor)
+            axes.legend(loc="lower right")
+    axes.set(title="over clients, peak", xlabel="clients in the simulation")
+
+
+def draw_rounds(axes: Axes) -> None:
+    measured = found("rounds")
+    if measured:
+        held = [size / GIB for size in measured["round_bytes"]]
+        axes.plot(range(1, len(held) + 1), held, label=f"pool, {measured['clients']} clients")
+        axes.legend(loc="lower right")
+    axes.set(title="over rounds", xlabel="round")
+
+
+TEACHES = "hundreds of clients on one device, memory flat: a pool of workers for all"
+DATA = "CIFAR-10, IID or Dirichlet, any number of partitions"
+MODEL = "small CNN"
+BLOCKS = {
+    "executors": executors_block,
+    "memory": memory_block,
+    "rounds": rounds_block,
+    "workers": workers_block,
+    "thousand": thousand_block,
+    "supernodes": supernodes_block,
+    "gpu": gpu_block,
+}
