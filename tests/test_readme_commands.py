@@ -116,6 +116,7 @@ def check_flwr(folder: Path, rest: list[str]):
     parser.add_argument("app", nargs="?", default=".")
     parser.add_argument("federation", nargs="?")
     parser.add_argument("--run-config", "-c")
+    parser.add_argument("--federation-config")
     parser.add_argument("--stream", action="store_true")
     arguments = parser.parse_args(rest)
     app = folder / arguments.app

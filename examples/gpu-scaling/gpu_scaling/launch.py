@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import typer
 from flwr.common.config import flatten_dict, parse_config_args
 
 from gpu_scaling.config import Config
@@ -69,6 +70,8 @@ def parse(words: list[str] | None = None) -> Launch:
             parser.error(f"{name} = {size}: only NBCLIENTS = {clients} are to be started")
     try:
         return settings(clients, *sizes.values(), rounds, given.run_config)
+    except typer.Exit:  # Flower has said what is wrong with it
+        sys.exit(2)
     except (OSError, ValueError) as error:
         parser.error(f"--run-config {given.run_config!r}: {error}")
 
@@ -124,7 +127,10 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
         return 130
     if status != "finished:completed":
-        print(f"run.sh: logs, if there are any, are in {folder}", file=sys.stderr)
+        if any(folder.iterdir()):
+            print(f"run.sh: logs are in {folder}", file=sys.stderr)
+        else:
+            folder.rmdir()
         return 1
     shutil.rmtree(folder, ignore_errors=True)
     return 0
