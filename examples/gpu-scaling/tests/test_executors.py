@@ -33,7 +33,7 @@ def pool():
     os.kill(pool.run(os.getppid), signal.SIGKILL)
 
 
-def gone(pid: int, seconds: float = 10) -> bool:
+def gone(pid: int, seconds: float = 60) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
@@ -85,7 +85,7 @@ def test_step_that_takes_too_long_is_given_up(executor, pool):
     began = time.monotonic()
     with pytest.raises(WorkerDied, match=r"took longer than step-timeout = 4\.0 s"):
         executor.run(time.sleep, 60)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 40
 
 
 def test_workers_are_few_shared_and_replaced(pool):

@@ -49,7 +49,7 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def nothing_left(folder: Path, seconds: float = 15) -> bool:
+def nothing_left(folder: Path, seconds: float = 60) -> bool:
     deadline = time.monotonic() + seconds
     while processes_of(folder):
         if time.monotonic() > deadline:
