@@ -20,7 +20,7 @@ run: $(INSTALLED) ## run an example offline: make run EXAMPLE=advanced-pytorch C
 federation: $(INSTALLED) ## run an example offline on a SuperLink and SuperNodes over TLS (EXAMPLE=, CONFIG=)
 	@$(BIN)/python tools/federation.py examples/$(EXAMPLE) --offline --warm --run-config "$(CONFIG)"
 
-# Once more what fails: of several Ray clusters that start at once, one may pick another's port.
+# Once more what fails: of several Ray clusters that start at once, one sometimes does not.
 test: check ## lint, then all tests: what CI runs
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 3 --dist loadfile \
 		--no-loadscope-reorder --reruns 1
