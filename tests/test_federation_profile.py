@@ -44,7 +44,8 @@ def test_profile_of_a_run_on_a_superlink(tmp_path, monkeypatch):
             assert federation.follow(run_id) == "finished:completed"
             seen = [json.loads(line) for line in following.communicate(timeout=300)[0].splitlines()]
         rounds = [len(profile["rounds"]) for profile in seen]
-        assert rounds == sorted(rounds) and rounds[-1] == 3  # a busy machine may merge some
+        assert rounds == sorted(rounds)  # a busy machine may show two as one
+        assert rounds[-1] == 3
         statuses = ["running"] * (len(seen) - 1) + ["completed"]
         assert [profile["status"] for profile in seen] == statuses
         counts = {(row["task"], row["scope"]): row["count"] for row in seen[-1]["summary"]}
