@@ -133,7 +133,7 @@ def test_no_import_from_outside(example):
 
 
 @pytest.mark.parametrize(
-    "name", ["rounds.py", "replies.py", "errors.py", "checkpoint.py", "plot.py"]
+    "name", ["rounds.py", "replies.py", "errors.py", "checkpoint.py", "outputs.py", "plot.py"]
 )
 def test_copies_are_equal(name):
     """Each example is complete by itself, so some files stand in several: word for word.
@@ -142,7 +142,7 @@ def test_copies_are_equal(name):
     """
     copies = list((ROOT / "examples").glob(f"*/*/{name}"))
     others = {
-        "checkpoint.py": {"pytorch_example"},
+        "outputs.py": {"flowertune_llm"},
         "plot.py": {"pytorch_example", "flowertune_llm"},
     }
     copies = [path for path in copies if path.parent.name not in others.get(name, ())]

@@ -11,6 +11,8 @@ from pytorch_example.config import PERSONAL_HEAD, Config
 from pytorch_example.replies import NamedArrays, to_numpy, to_record
 from pytorch_example.rounds import Rounds
 
+HEADS = "personal-heads"  # in what the server keeps, beside the velocities
+
 
 class CustomFedAvg(Rounds):
     """FedAvg with server momentum (Hsu et al. 2019), over clients that keep a head of their own.
@@ -29,7 +31,7 @@ class CustomFedAvg(Rounds):
             fraction_train=config.fraction_train,
             fraction_evaluate=config.fraction_evaluate,
         )
-        self.heads_to_return = dict(state.personal_heads)  # after a resume, clients start empty
+        self.heads_to_return = personal_heads(state)  # after a resume, clients start empty
         self.new_heads: dict[int, NamedArrays] = {}  # by partition, of this round
 
     def remarks(self, server_round: int) -> dict[str, Any]:
@@ -61,7 +63,8 @@ class CustomFedAvg(Rounds):
         """Average the good updates and step towards the average."""
         self.new_heads = {}
         average, metrics = super().aggregate_train(server_round, replies)
-        self.state.personal_heads |= self.new_heads
+        for partition, head in self.new_heads.items():
+            self.state.server |= {f"{HEADS}/{partition}/{k}": v for k, v in head.items()}
         return to_record(self.step(to_numpy(average))), metrics
 
     def step(self, average: NamedArrays) -> NamedArrays:
@@ -70,11 +73,21 @@ class CustomFedAvg(Rounds):
         velocity = server-momentum * velocity + (average - model)
         model    = model + server-learning-rate * velocity
         """
-        model = {}
+        model, velocities = {}, self.state.server
         for name, value in self.state.arrays.items():
             velocity = average[name] - value
-            if name in self.state.velocity:
-                velocity += self.config.server_momentum * self.state.velocity[name]
-            self.state.velocity[name] = velocity
+            if name in velocities:
+                velocity += self.config.server_momentum * velocities[name]
+            velocities[name] = velocity
             model[name] = (value + self.config.server_learning_rate * velocity).astype(value.dtype)
         return model
+
+
+def personal_heads(state: RunState) -> dict[int, NamedArrays]:
+    """Return the clients' heads by partition, as far as they have sent them."""
+    heads: dict[int, NamedArrays] = {}
+    for name, value in state.server.items():
+        if name.startswith(f"{HEADS}/"):
+            _, partition, key = name.split("/")
+            heads.setdefault(int(partition), {})[key] = value
+    return heads
