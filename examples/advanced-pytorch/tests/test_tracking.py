@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 from pytorch_example import tracking
@@ -46,7 +47,9 @@ def test_auto_without_a_login_is_a_real_offline_run(no_login, run_config, tmp_pa
     with tracking.tracker(config, folder, run_config) as log_round:
         log_round(ENTRY)
     [file] = folder.path.glob("wandb/offline-run-*/*.wandb")
-    metrics = read_run(file)
+    deadline = time.monotonic() + 30
+    while not (metrics := read_run(file)) and time.monotonic() < deadline:
+        time.sleep(0.1)  # W&B goes on writing for a moment
     assert metrics["centralized_accuracy"] == 0.625
     assert metrics["centralized_loss"] == 1.125
     assert metrics["federated_evaluate_accuracy"] == 0.5
