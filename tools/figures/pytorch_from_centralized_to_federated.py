@@ -19,7 +19,8 @@ ADDED = {
 }
 KEEPING = {
     "config.py": "every setting typed and checked, refused by name",
-    "strategy.py": "sampling, bad and late replies left out, averaging",
+    "strategy.py": "the step towards the average, with momentum",
+    "rounds.py": "sampling, the rounds, bad and late replies left out",
     "replies.py": "what is wrong with a reply, in words",
     "checkpoint.py": "every round saved whole, resumed from where it stopped",
     "outputs.py": "the folder of a run",

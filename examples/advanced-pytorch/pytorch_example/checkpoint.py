@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,20 +13,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-FORMAT = "pytorch_example checkpoint 1"
+FORMAT = "flower-examples checkpoint 1"
 Arrays = dict[str, np.ndarray]
-
-# These may differ when a run is resumed; any other key would make it another run.
-MAY_CHANGE = {
-    "num-server-rounds",
-    "min-replies",
-    "max-update-ratio",
-    "round-timeout",
-    "output-dir",
-    "resume-from",
-    "wandb.mode",
-    "wandb.project",
-}
 
 
 @dataclass
@@ -35,26 +22,19 @@ class RunState:
     """A run after `round` whole rounds; -1 before the initial evaluation."""
 
     config: dict[str, Any]
-    run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     round: int = -1
     best_round: int = -1
     best_accuracy: float = -1.0
     history: list[dict[str, Any]] = field(default_factory=list)
     arrays: Arrays = field(default_factory=dict)  # the global model
-    velocity: Arrays = field(default_factory=dict)  # the server's momentum
-    personal_heads: dict[int, Arrays] = field(default_factory=dict)  # by partition
+    server: Arrays = field(default_factory=dict)  # what else the server keeps between rounds
 
     def save(self, path: Path) -> None:
         """Write everything into one file: the round is saved once that file is in place."""
         tensors = {f"arrays/{k}": v for k, v in self.arrays.items()}
-        tensors |= {f"velocity/{k}": v for k, v in self.velocity.items()}
-        for partition, head in self.personal_heads.items():
-            tensors |= {f"personal_heads/{partition}/{k}": v for k, v in head.items()}
-        scalars = {
-            name: getattr(self, name)
-            for name in ("config", "run_id", "round", "best_round", "best_accuracy", "history")
-        }
-        state = json.dumps(scalars)
+        tensors |= {f"server/{k}": v for k, v in self.server.items()}
+        names = ("config", "round", "best_round", "best_accuracy", "history")
+        state = json.dumps({name: getattr(self, name) for name in names})
         metadata = {"format": FORMAT, "state": state, "sha256": digest(state, tensors)}
         write_whole(path, safetensors.numpy.save(tensors, metadata))
 
@@ -77,12 +57,8 @@ class RunState:
             raise ValueError(f"resume-from: {path} is damaged (its checksum differs)")
         state = cls(**json.loads(metadata["state"]))
         for name, array in tensors.items():
-            kind, _, rest = name.partition("/")
-            if kind == "personal_heads":
-                partition, _, key = rest.partition("/")
-                state.personal_heads.setdefault(int(partition), {})[key] = array
-            else:
-                getattr(state, kind)[rest] = array
+            group, _, key = name.partition("/")
+            getattr(state, group)[key] = array
         return state
 
 
@@ -110,7 +86,7 @@ class RunFolder:
             else:
                 return cls(path)
 
-    def load(self, config: dict[str, Any]) -> RunState:
+    def load(self, config: dict[str, Any], may_change: set[str]) -> RunState:
         """Return the state after the last whole round, checked against the run config.
 
         Raises:
@@ -122,7 +98,7 @@ class RunFolder:
             state = RunState(config=json.loads(self.config.read_text()))
         else:
             raise ValueError(f"resume-from: {self.path} holds no run (no {self.checkpoint.name})")
-        for key, then, now in differences(state.config, config):
+        for key, then, now in differences(state.config, config, may_change):
             raise ValueError(
                 f"resume-from: {key} was {then!r} in {self.path} and is {now!r} now; "
                 "set it back, or start a new run without resume-from"
@@ -130,18 +106,25 @@ class RunFolder:
         state.config = config
         return state
 
-    def save(self, state: RunState) -> None:
-        """Write a round. The checkpoint counts; a kill between the files loses nothing."""
+    def save(self, state: RunState, model: Arrays) -> None:
+        """Write a round. The checkpoint counts; a kill between the files loses nothing.
+
+        Args:
+            state: the run after that round.
+            model: what goes into `model.safetensors` if no earlier round was better.
+        """
         if state.best_round == state.round:
             metadata = {"round": str(state.round), "accuracy": str(state.best_accuracy)}
-            write_whole(self.model, safetensors.numpy.save(state.arrays, metadata))
+            write_whole(self.model, safetensors.numpy.save(model, metadata))
         state.save(self.checkpoint)
         self.saved_round = state.round
         write_json(self.results, state.history)
 
 
-def differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    for key in sorted((then.keys() | now.keys()) - MAY_CHANGE):
+def differences(
+    then: dict[str, Any], now: dict[str, Any], may_change: set[str]
+) -> Iterator[tuple[str, Any, Any]]:
+    for key in sorted((then.keys() | now.keys()) - may_change):
         if then.get(key) != now.get(key):
             yield key, then.get(key), now.get(key)
 

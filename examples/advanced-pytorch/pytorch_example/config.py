@@ -34,6 +34,19 @@ PERSONAL_HEAD = "personal-head"  # the record's name in a client's state and in 
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 
+# These may differ when a run is resumed; any other key would make it another run.
+MAY_CHANGE = {
+    "num-server-rounds",
+    "min-replies",
+    "max-update-ratio",
+    "round-timeout",
+    "output-dir",
+    "resume-from",
+    "wandb.mode",
+    "wandb.project",
+}
+
+
 @dataclass(frozen=True)
 class Config:
     """One field for each key of `[tool.flwr.app.config]`; pyproject.toml explains them."""

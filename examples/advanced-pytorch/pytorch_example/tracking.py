@@ -12,7 +12,7 @@ from urllib.request import getproxies
 
 from flwr.common import log
 
-from pytorch_example.checkpoint import RunFolder, RunState
+from pytorch_example.checkpoint import RunFolder
 from pytorch_example.config import Config
 
 LogRound = Callable[[dict[str, Any]], None]
@@ -60,7 +60,7 @@ def choose_mode(config: Config) -> str:
 
 
 @contextmanager
-def tracker(config: Config, folder: RunFolder, state: RunState) -> Iterator[LogRound]:
+def tracker(config: Config, folder: RunFolder, run_config: dict[str, Any]) -> Iterator[LogRound]:
     """Yield a function that logs one entry of results.json."""
     mode = choose_mode(config)
     if mode == "disabled":
@@ -69,12 +69,13 @@ def tracker(config: Config, folder: RunFolder, state: RunState) -> Iterator[LogR
 
     import wandb  # only here: it takes a second, and not everyone wants it
 
+    name = "-".join(folder.path.parts[-2:])
     run = wandb.init(
         project=config.wandb_project,
-        name="-".join(folder.path.parts[-2:]),
-        id=state.run_id,
+        name=name,
+        id=name,
         dir=folder.path,
-        config=state.config,
+        config=run_config,
         mode=mode,
         resume="allow" if mode == "online" else None,
         settings=wandb.Settings(silent=True),
@@ -84,7 +85,7 @@ def tracker(config: Config, folder: RunFolder, state: RunState) -> Iterator[LogR
         log(INFO, "W&B: %s", run.url if mode == "online" else later)
         yield lambda entry: run.log(named_metrics(entry), step=entry["round"])
         if folder.model.is_file():
-            run.log_artifact(folder.model, name=f"model-{state.run_id}", type="model")
+            run.log_artifact(folder.model, name=f"model-{name}", type="model")
 
 
 def named_metrics(entry: dict[str, Any]) -> dict[str, float]:

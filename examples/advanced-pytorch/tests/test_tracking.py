@@ -7,7 +7,7 @@ import time
 
 import pytest
 from pytorch_example import tracking
-from pytorch_example.checkpoint import RunFolder, RunState
+from pytorch_example.checkpoint import RunFolder
 from pytorch_example.config import Config
 
 ENTRY = {
@@ -44,7 +44,7 @@ def test_auto_without_a_login_is_a_real_offline_run(no_login, run_config, tmp_pa
     folder = RunFolder(tmp_path / "2026-01-31" / "12-00-00")
     folder.path.mkdir(parents=True)
     caplog.set_level("INFO")
-    with tracking.tracker(config, folder, RunState(run_config)) as log_round:
+    with tracking.tracker(config, folder, run_config) as log_round:
         log_round(ENTRY)
     [file] = folder.path.glob("wandb/offline-run-*/*.wandb")
     deadline = time.monotonic() + 30

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
@@ -22,9 +22,10 @@ from flowertune_llm.config import Config
 from flowertune_llm.exchange import Replies, Requests, exchange, lacking
 from flowertune_llm.progress import Progress
 from flowertune_llm.replies import collect, problems, to_record
+from flowertune_llm.rounds import TooFewReplies
 from flowertune_llm.serving import raw_record
 from flowertune_llm.shards import FLOATS, Part, Shard, Slice, Tensor, plan, tensors_from
-from flowertune_llm.strategy import AdapterFedAvg, TooFewReplies
+from flowertune_llm.strategy import AdapterFedAvg
 from flowertune_llm.summing import RunningSum, one_thread
 
 
@@ -78,12 +79,12 @@ class LayerwiseFedAvg(AdapterFedAvg):
             self.forget(grid)
         return result
 
-    def run_round(
+    def train_round(
         self, server_round: int, grid: Grid, config: ConfigRecord, timeout: float
     ) -> tuple[ArrayRecord, MetricRecord]:
         config["run"], config["server-round"] = self.token, server_round
         config["learning-rate"] = self.config.learning_rate(server_round)
-        nodes = self.sampled_nodes(grid, server_round)
+        nodes = self.sampled_nodes(grid, server_round, MessageType.TRAIN)
         self.traffic["down_bytes"] = 0
         if self.config.whole_model and server_round > 1:
             nodes = self.distribute(grid, nodes, config, self.model_folder(server_round - 1))
@@ -101,7 +102,7 @@ class LayerwiseFedAvg(AdapterFedAvg):
                 self.enough(clients)
                 log(INFO, "Starting over with %d clients", len(clients))
         for partition, client in clients.items():
-            self.note(partition, client.ready["metrics"])
+            self.note(partition, "training", client.ready)
         contents = [client.ready for client in clients.values()]
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
         if self.config.whole_model:

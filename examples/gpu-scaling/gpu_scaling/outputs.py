@@ -2,22 +2,48 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from logging import ERROR, INFO
 from pathlib import Path
 from typing import Any
 
 from flwr.common import log
 
-from gpu_scaling.checkpoint import RunFolder, RunState, write_json
+from gpu_scaling.checkpoint import Arrays, RunFolder, RunState, write_json
 from gpu_scaling.config import MAY_CHANGE, Config
 from gpu_scaling.plot import draw_curves
 
 
+@dataclass
+class Run:
+    """Where a run stands, and where it is kept.
+
+    Args:
+        state: after the last whole round.
+        folder: of its files.
+        model: what goes into model.safetensors.
+    """
+
+    state: RunState
+    folder: RunFolder
+    model: Callable[[RunState], Arrays]
+
+    def save(self) -> None:
+        """Write the round that has just ended."""
+        self.folder.save(self.state, self.model(self.state))
+
+
+def global_model(state: RunState) -> Arrays:
+    return state.arrays
+
+
 @contextmanager
 def open_run(
-    config: Config, run_config: dict[str, Any]
-) -> Iterator[tuple[RunState, Callable[[], None]]]:
-    """Yield where the run stands, and what saves it; say at both ends where its files are.
+    config: Config,
+    run_config: dict[str, Any],
+    model: Callable[[RunState], Arrays] = global_model,
+) -> Iterator[Run]:
+    """Yield the run that begins or is resumed; say at both ends where its files are.
 
     Raises:
         ValueError: `resume-from` is no run that can be carried on with this config.
@@ -29,17 +55,15 @@ def open_run(
     write_json(folder.config, run_config)
     if earlier:
         log(INFO, "Resuming after round %d of %d", state.round, config.num_server_rounds)
-
-    def save() -> None:
-        folder.save(state, state.arrays)
-
+    run = Run(state, folder, model)
     if state.round >= 0:
-        save()  # the other files may be a round behind the checkpoint
+        run.save()  # the other files may be a round behind the checkpoint
     try:
-        yield state, save
+        yield run
     except Exception:
-        message = "Stopped; round %d is safe: resume-from='%s'"
-        log(ERROR, message, folder.saved_round, folder.path)
+        if folder.saved_round >= 0:
+            message = "Stopped; round %d is safe: resume-from='%s'"
+            log(ERROR, message, folder.saved_round, folder.path)
         raise
     finally:
         if state.history:

@@ -34,8 +34,8 @@ def main(grid: Grid, context: Context) -> None:
             log(INFO, "Pool: %s", told)
         return MetricRecord({"accuracy": found[1], "loss": found[0]})
 
-    with open_run(config, dict(context.run_config)) as (state, save):
-        ScalingFedAvg(config, state, save).start(
+    with open_run(config, dict(context.run_config)) as run:
+        ScalingFedAvg(config, run.state, run.save).start(
             grid,
             to_record(initial),
             num_rounds=config.num_server_rounds,

@@ -1,223 +1,63 @@
-"""FedAvg that samples by partition, leaves bad replies out, saves every round and resumes."""
+"""FedAvg with a sample of so many clients, messages in waves, and server momentum."""
 
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
-from logging import INFO, WARNING
-from typing import Any
 
-import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
-from flwr.common import log
+from flwr.app import ArrayRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, Result
 
 from gpu_scaling.checkpoint import RunState
 from gpu_scaling.config import Config
-from gpu_scaling.replies import NamedArrays, collect, problems, to_numpy, to_record
-
-EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
-
-
-class TooFewReplies(RuntimeError):
-    """Fewer than `min-replies` clients sent something that can be used."""
+from gpu_scaling.replies import NamedArrays, to_numpy, to_record
+from gpu_scaling.rounds import Rounds
 
 
-class ScalingFedAvg(FedAvg):
-    """FedAvg (McMahan et al. 2017) with server momentum (Hsu et al. 2019), made to be resumed.
+class ScalingFedAvg(Rounds):
+    """FedAvg with server momentum (Hsu et al. 2019) over a few of many clients.
 
-    Sources: https://arxiv.org/abs/1602.05629 and https://arxiv.org/abs/1909.06335.
+    Source: https://arxiv.org/abs/1909.06335
 
     Args:
-        config: the run config.
-        state: where the run stands; `start` carries on after `state.round`.
-        on_round_end: called after each whole round, to save the state.
+        config, state, on_round_end: as for `Rounds`.
     """
 
     def __init__(self, config: Config, state: RunState, on_round_end: Callable[[], None]) -> None:
-        super().__init__(fraction_evaluate=float(config.clients_to_evaluate > 0))
-        self.config = config
-        self.state = state
-        self.on_round_end = on_round_end
-        self.partitions: dict[int, int] = {}  # by node id, which Flower draws anew in each run
-        self.awaited: set[int] = set()  # partitions asked in this phase
-        self.asked: dict[str, int] = {}  # node ids by message id, of this phase
-        self.clients: dict[int, dict[str, Any]] = {}  # what each reported in this round
+        evaluate = float(config.clients_to_evaluate > 0)
+        super().__init__(config, state, on_round_end, fraction_evaluate=evaluate)
+        self.needed = {"min-clients": config.min_clients} | self.needed
+        self.waves: list[list[Message]] = []  # messages that wait for others to be answered
 
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
-        timeout: float = 3600,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: EvaluateFn | None = None,
-    ) -> Result:
-        """Run the rounds that `state` does not hold yet; otherwise like `FedAvg.start`.
-
-        Raises:
-            TooFewReplies: all whole rounds are saved, and what this round has aggregated.
-        """
-        train_config = train_config or ConfigRecord()
-        evaluate_config = evaluate_config or ConfigRecord()
-        result = Result()
-        if self.state.round < 0:
-            self.state.arrays = to_numpy(initial_arrays)
-            central = evaluate_fn(0, initial_arrays) if evaluate_fn else None
-            self.end_round(0, result, central)
-
-        for server_round in range(self.state.round + 1, num_rounds + 1):
-            log(INFO, "")
-            log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
-            began = time.perf_counter()
-
-            arrays = to_record(self.state.arrays)
-            messages = self.configure_train(server_round, arrays, train_config, grid)
-            replies, _ = self.exchange(grid, messages, timeout)
-            arrays, metrics = self.aggregate_train(server_round, replies)
-            self.state.arrays = to_numpy(arrays)
-            result.train_metrics_clientapp[server_round] = metrics
-
-            central = None
-            try:
-                messages = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
-                test = partial(evaluate_fn, server_round, arrays) if evaluate_fn else None
-                replies, central = self.exchange(grid, messages, timeout, test)
-                metrics = self.aggregate_evaluate(server_round, replies)
-                result.evaluate_metrics_clientapp[server_round] = metrics or MetricRecord()
-            except TooFewReplies:
-                self.end_round(server_round, result, central)  # the new model is not lost
-                raise
-            self.end_round(server_round, result, central)
-            log(INFO, "Round took %.2f s", time.perf_counter() - began)
-
-        result.arrays = to_record(self.state.arrays)
-        return result
-
-    def end_round(self, server_round: int, result: Result, central: MetricRecord | None) -> None:
-        """Write the round's record into the state and have it saved."""
-        result.evaluate_metrics_serverapp[server_round] = central or MetricRecord()
-        entry = {
-            "train_metrics": result.train_metrics_clientapp,
-            "evaluate_metrics_clientapp": result.evaluate_metrics_clientapp,
-            "evaluate_metrics_serverapp": result.evaluate_metrics_serverapp,
-        }
-        entry = {part: dict(metrics.get(server_round, {})) for part, metrics in entry.items()}
-        for part, metrics in entry.items():
-            if metrics:
-                log(INFO, "%s: %s", part, ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
-        clients = [{"partition": p} | report for p, report in sorted(self.clients.items())]
-        state = self.state
-        state.round = server_round
-        state.history.append({"round": server_round} | entry | {"clients": clients})
-        accuracy = central["accuracy"] if central else -1.0
-        if accuracy >= state.best_accuracy:
-            state.best_round, state.best_accuracy = server_round, accuracy
-        self.clients = {}
-        self.on_round_end()
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Send the global model to a sample of the clients."""
-        return self.configure(server_round, arrays, config, grid, MessageType.TRAIN)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Send the new model to another sample of the clients."""
-        if self.fraction_evaluate == 0:
-            return []
-        return self.configure(server_round, arrays, config, grid, MessageType.EVALUATE)
-
-    def configure(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid, kind: str
-    ) -> list[Message]:
-        config["server-round"] = server_round
-        nodes = self.connected_nodes(grid)
-        sample = self.sample(sorted(nodes), server_round, kind)
-        log(INFO, "%s: sampled %d of %d clients", kind, len(sample), len(nodes))
-        self.awaited = set(sample)
-        content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
-        return [Message(content, nodes[partition], kind) for partition in sample]
-
-    def exchange(
-        self,
-        grid: Grid,
-        messages: Iterable[Message],
-        timeout: float,
-        meanwhile: Callable[[], MetricRecord | None] | None = None,
-    ) -> tuple[list[Message], MetricRecord | None]:
-        """Send messages and wait for the replies; return them, and what `meanwhile` returned.
-
-        No more than `messages-at-once` are on their way together: SuperNodes of one machine start
-        a process for each, and so many of those can start in the time that Flower gives them.
-        """
-        messages, deadline = list(messages), time.monotonic() + timeout
-        size = self.config.messages_at_once or max(1, len(messages))
-        waves = [messages[first : first + size] for first in range(0, len(messages), size)]
-        self.asked = {}
-        sent = self.send(grid, waves[0]) if waves else []
-        found = meanwhile() if meanwhile else None
-        replies = collect(grid, sent, deadline - time.monotonic())
-        for wave in waves[1:]:
-            if time.monotonic() < deadline:
-                replies += collect(grid, self.send(grid, wave), deadline - time.monotonic())
-        return replies, found
-
-    def send(self, grid: Grid, messages: list[Message]) -> list[str]:
-        """Send messages, remember which node each went to, and return the ids of those sent."""
-        sent = [message_id for message_id in grid.push_messages(messages) if message_id]
-        self.asked |= {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
-        return sent
-
-    def sample(self, partitions: list[int], server_round: int, kind: str) -> list[int]:
-        """Draw with a seed of (seed, round, kind): the same in every run and after a resume."""
+    def sample_size(self, connected: int, kind: str) -> int:
         training = kind == MessageType.TRAIN
-        wanted = self.config.clients_to_train if training else self.config.clients_to_evaluate
-        count = max(wanted, self.config.min_replies)
-        rng = np.random.default_rng((self.config.seed, server_round, training))
-        return sorted(rng.permutation(partitions)[:count].tolist())
+        return self.config.clients_to_train if training else self.config.clients_to_evaluate
 
-    def connected_nodes(self, grid: Grid) -> dict[int, int]:
-        """Return node ids by partition, asking new nodes which partition they hold."""
-        deadline, told = time.monotonic() + self.config.round_timeout, -1
-        needed = max(self.config.min_clients, self.config.min_replies)
-        while len(node_ids := list(grid.get_node_ids())) < needed:
-            if time.monotonic() > deadline:
-                raise TooFewReplies(
-                    f"{len(node_ids)} nodes connected within round-timeout = "
-                    f"{self.config.round_timeout} s; min-clients = {self.config.min_clients}, "
-                    f"min-replies = {self.config.min_replies}"
-                )
-            if len(node_ids) != told:
-                told = len(node_ids)
-                log(INFO, "Waiting for nodes: %d connected, %d needed", told, needed)
-            time.sleep(0.5)
-        new = [node_id for node_id in node_ids if node_id not in self.partitions]
-        questions = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in new]
-        if new:
-            log(INFO, "Asking %d nodes for their partition; their workers may yet start", len(new))
-        for reply in self.exchange(grid, questions, self.config.round_timeout)[0]:
-            node_id = self.asked[reply.metadata.reply_to_message_id]
-            if reply.has_error():
-                reason = " ".join(reply.error.reason.split())
-                log(WARNING, "Node %d left out: %s", node_id, reason)
-            else:
-                self.partitions[node_id] = int(reply.content["node"]["partition-id"])
-        known = [node_id for node_id in node_ids if node_id in self.partitions]
-        nodes = {self.partitions[node_id]: node_id for node_id in known}
-        if len(nodes) < len(known):
-            log(WARNING, "%d nodes hold only %d partitions: some are idle", len(known), len(nodes))
-        return nodes
+    def send(self, grid: Grid, messages: Iterable[Message]) -> list[str]:
+        """Send no more than `messages-at-once`; the others follow while `receive` waits.
+
+        SuperNodes of one machine start a process for each message, and only so many of those can
+        start in the time that Flower gives them.
+        """
+        messages = list(messages)
+        size = self.config.messages_at_once or max(1, len(messages))
+        self.waves = [messages[first : first + size] for first in range(size, len(messages), size)]
+        return super().send(grid, messages[:size])
+
+    def receive(self, grid: Grid, sent: Iterable[str], timeout: float) -> list[Message]:
+        """Return the replies to all waves that come within `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        replies, asked = super().receive(grid, sent, timeout), self.asked
+        for wave in self.waves:
+            if (left := deadline - time.monotonic()) > 0:
+                replies += super().receive(grid, super().send(grid, wave), left)
+                asked |= self.asked
+        self.asked = asked
+        return replies
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord, MetricRecord]:
         """Average the good models and step towards the average."""
-        good = self.good_replies(server_round, replies, "training")
-        average, metrics = super().aggregate_train(server_round, good)
+        average, metrics = super().aggregate_train(server_round, replies)
         return to_record(self.step(to_numpy(average))), metrics
 
     def step(self, average: NamedArrays) -> NamedArrays:
@@ -234,54 +74,3 @@ class ScalingFedAvg(FedAvg):
             velocities[name] = velocity
             model[name] = (value + velocity).astype(value.dtype)
         return model
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Average the good metrics; None where federated evaluation is off."""
-        if self.fraction_evaluate == 0:
-            return None
-        good = self.good_replies(server_round, replies, "evaluation")
-        return super().aggregate_evaluate(server_round, good)
-
-    def good_replies(
-        self, server_round: int, replies: Iterable[Message], phase: str
-    ) -> list[Message]:
-        """Return what can be aggregated, sorted by partition so that sums are reproducible.
-
-        Raises:
-            TooFewReplies: fewer than `min-replies` are good.
-        """
-        replies = sorted(replies, key=self.partition_of)
-        sent = to_record(self.state.arrays) if phase == "training" else None
-        left_out, good = {}, []
-        ratio = self.config.max_update_ratio
-        found = problems(replies, self.weighted_by_key, sent, ratio)
-        for reply, problem in zip(replies, found, strict=True):
-            partition = self.partition_of(reply)
-            if problem:
-                left_out[partition] = problem
-            else:
-                good.append(reply)
-                self.note(partition, phase, reply.content["metrics"])
-        for partition in self.awaited - {self.partition_of(reply) for reply in replies}:
-            left_out[partition] = "no reply within round-timeout"
-        for partition, problem in sorted(left_out.items()):
-            log(WARNING, "Partition %d left out of %s: %s", partition, phase, problem)
-        if len(good) < self.config.min_replies:
-            raise TooFewReplies(
-                f"round {server_round}: {len(good)} of {len(self.awaited)} {phase} replies can be "
-                f"used, min-replies = {self.config.min_replies}; the log names what was left out"
-            )
-        return good
-
-    def note(self, partition: int, phase: str, metrics: MetricRecord) -> None:
-        """Keep one client's own figures for results.json."""
-        report = self.clients.setdefault(partition, {})
-        kind = "train" if phase == "training" else "eval"
-        for name, value in metrics.items():
-            report[f"{kind}_examples" if name == self.weighted_by_key else name] = value
-
-    def partition_of(self, reply: Message) -> int:
-        """Tell whose answer it is; one that the SuperLink gave in a lost node's place, too."""
-        return self.partitions[self.asked[reply.metadata.reply_to_message_id]]

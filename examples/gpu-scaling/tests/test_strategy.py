@@ -8,7 +8,8 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from gpu_scaling.checkpoint import RunState
 from gpu_scaling.config import Config
 from gpu_scaling.replies import to_numpy, to_record
-from gpu_scaling.strategy import ScalingFedAvg, TooFewReplies
+from gpu_scaling.rounds import TooFewReplies
+from gpu_scaling.strategy import ScalingFedAvg
 
 
 class StandIns:
@@ -81,5 +82,5 @@ def test_no_federated_evaluation_is_no_reason_to_skip_the_central_one(run_config
 
 
 def test_a_round_waits_for_min_clients(run_config):
-    with pytest.raises(TooFewReplies, match=r"3 nodes connected .*; min-clients = 4"):
+    with pytest.raises(TooFewReplies, match=r"3 nodes connected .*, min-clients = 4, min-replies"):
         run(run_config, StandIns(3), min_clients=4, round_timeout=0.6)

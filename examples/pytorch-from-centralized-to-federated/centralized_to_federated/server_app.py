@@ -24,8 +24,8 @@ def main(grid: Grid, context: Context) -> None:
         loss, accuracy = task.test(network, test_data)
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 
-    with open_run(config, dict(context.run_config)) as (state, save):
-        ResumableFedAvg(config, state, save).start(
+    with open_run(config, dict(context.run_config)) as run:
+        ResumableFedAvg(config, run.state, run.save).start(
             grid,
             ArrayRecord(network.state_dict()),
             num_rounds=config.num_server_rounds,

@@ -1,7 +1,6 @@
 """The server: reads the config, starts or resumes the run, saves every round."""
 
-from logging import ERROR, INFO, WARNING
-from pathlib import Path
+from logging import INFO, WARNING
 
 import numpy as np
 import torch
@@ -10,10 +9,10 @@ from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
 from vit_finetune import dataset, task
-from vit_finetune.checkpoint import Arrays, RunFolder, RunState, write_json
-from vit_finetune.config import MAY_CHANGE, Config
+from vit_finetune.checkpoint import Arrays, RunState
+from vit_finetune.config import Config
 from vit_finetune.errors import shown
-from vit_finetune.plot import draw_curves
+from vit_finetune.outputs import open_run
 from vit_finetune.strategy import HeadFedAvg
 
 app = ServerApp()
@@ -23,63 +22,41 @@ app = ServerApp()
 @shown
 def main(grid: Grid, context: Context) -> None:
     config = Config.from_run_config(context.run_config)
-    run_config = dict(context.run_config)
-    earlier = RunFolder(Path(config.resume_from)) if config.resume_from else None
-    state = earlier.load(run_config, MAY_CHANGE) if earlier else RunState(run_config)
     task.check(config)  # before anything is written
-    folder = earlier or RunFolder.create(config.output_dir)
-    log(INFO, "Outputs: %s", folder.path)
-    write_json(folder.config, run_config)
-    if earlier:
-        log(INFO, "Resuming after round %d of %d", state.round, config.num_server_rounds)
-    backbone = task.load_backbone(config)
-    log(INFO, "Backbone: %s, weights %s, %s", backbone.name, backbone.weights, backbone.precision)
-    test_data = load_test(config)
     num_classes = dataset.load_test(config.dataset).num_classes
+    with open_run(config, dict(context.run_config), whole_head) as run:
+        backbone = task.load_backbone(config)
+        facts = (backbone.name, backbone.weights, backbone.precision)
+        log(INFO, "Backbone: %s, weights %s, %s", *facts)
+        test_data = load_test(config)
 
-    def load_head() -> task.Head:
-        """Return the global head as it stands, at first zero and without statistics."""
-        nothing = torch.zeros(backbone.width)
-        known = {
-            name: torch.from_numpy(state.server[name]) for name in ("mean", "scale") if state.server
-        }
-        statistics = task.Statistics(**known) if known else task.Statistics(nothing, nothing)
-        offset = torch.from_numpy(state.server["offset"]) if "offset" in state.server else None
-        return task.Head(backbone.width, num_classes, statistics, offset)
+        def load_head() -> task.Head:
+            return head_of(run.state, backbone.width, num_classes)
 
-    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        head = load_head()
-        head.linear.load_state_dict(arrays.to_torch_state_dict())
-        loss, accuracy = task.evaluate(head, test_data)
-        return MetricRecord({"accuracy": accuracy, "loss": loss})
+        def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+            head = load_head()
+            head.linear.load_state_dict(arrays.to_torch_state_dict())
+            loss, accuracy = task.evaluate(head, test_data)
+            return MetricRecord({"accuracy": accuracy, "loss": loss})
 
-    def save_round() -> None:
-        folder.save(state, whole_head(state))
-
-    if state.round >= 0:
-        save_round()  # the other files may be a round behind the checkpoint
-    try:
-        HeadFedAvg(config, state, save_round).start(
+        HeadFedAvg(config, run.state, run.save).start(
             grid,
             ArrayRecord(load_head().linear.state_dict()),
             num_rounds=config.num_server_rounds,
             timeout=config.round_timeout,
             evaluate_fn=evaluate,
         )
-    except Exception:
-        message = "Stopped; round %d is safe: resume-from='%s'"
-        log(ERROR, message, folder.saved_round, folder.path)
-        raise
-    finally:
-        if state.history:
-            draw_curves(state.history, folder.curves)
-    log(INFO, "")
-    log(INFO, "Results: %s", folder.results)
-    log(INFO, "Curves:  %s", folder.curves)
-    log(INFO, "Head:    %s (round %d)", folder.model, state.best_round)
-    last = state.history[-1]["evaluate_metrics_serverapp"].get("accuracy", float("nan"))
-    log(INFO, "Centralized accuracy: %.4f, best %.4f", last, state.best_accuracy)
-    log(INFO, "Outputs: %s", folder.path)
+
+
+def head_of(state: RunState, width: int, num_classes: int) -> task.Head:
+    """Return a head that standardises as the server knows to by now, at first not at all."""
+    nothing = torch.zeros(width)
+    known = {
+        name: torch.from_numpy(state.server[name]) for name in ("mean", "scale") if state.server
+    }
+    statistics = task.Statistics(**known) if known else task.Statistics(nothing, nothing)
+    offset = torch.from_numpy(state.server["offset"]) if "offset" in state.server else None
+    return task.Head(width, num_classes, statistics, offset)
 
 
 def load_test(config: Config) -> task.Source:
