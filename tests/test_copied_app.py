@@ -1,21 +1,16 @@
-"""A copied folder is a whole app: alone, in its own environment, it runs to the end."""
+"""An app made from an example is whole: alone, in its own environment, it runs to the end."""
 
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+from repository import ROOT, example_names, flower_settings
 
-ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
-EXAMPLES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flower-examples"][
-    "examples"
-]
 
 
 def call(command: list, folder: Path) -> str:
@@ -34,24 +29,31 @@ def call(command: list, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
-def test_copied_app_installs_alone_and_runs(example, tmp_path):
-    app = tmp_path / "my-app"
-    shutil.copytree(
-        ROOT / "examples" / example,
-        app,
-        ignore=shutil.ignore_patterns("outputs", "__pycache__", ".venv", "*.egg-info"),
-    )
+def quick_tests(app: Path) -> list[Path]:
+    """Return an app's own tests without those that run simulations, which take minutes."""
+    files = sorted(app.glob("tests/test_*.py"))
+    return [path for path in files if "flower-simulation" not in path.read_text()]
+
+
+@pytest.mark.parametrize("example", example_names())
+def test_new_app_installs_alone_and_runs(example, tmp_path):
+    """Its own tests pass too, as far as they are quick; the others are only seen to import."""
+    app = tmp_path / "my-own-app"
+    call([sys.executable, ROOT / "tools" / "new_app.py", example, app], tmp_path)
     venv, uv = tmp_path / "venv", BIN / "uv"
     call([uv, "venv", "--quiet", "--python", sys.executable, venv], app)
     constraints = ROOT / "constraints.txt"
     python = ["--python", venv / "bin" / "python"]
-    call([uv, "pip", "install", "--quiet", *python, "-c", constraints, "-e", "."], app)
+    call([uv, "pip", "install", "--quiet", *python, "-c", constraints, "-e", ".[test]"], app)
 
-    federations = tomllib.loads((app / "pyproject.toml").read_text())["tool"]["flwr"]["federations"]
+    federations = flower_settings(app)["federations"]
     nodes = federations[federations["default"]]["options"]["num-supernodes"]
     command = [venv / "bin" / "flower-simulation", "--app", ".", "--num-supernodes", nodes]
     log = call([*command, "--run-config", "offline.toml"], app)
     [results] = app.glob("outputs/*/*/results.json")
     assert json.loads(results.read_text())[-1]["evaluate_metrics_serverapp"]
     assert str(ROOT) not in re.sub(r"(?m)^.*constraints.*$", "", log)
+
+    pytest_there = [venv / "bin" / "python", "-m", "pytest", "-q"]
+    call([*pytest_there, "--collect-only", "tests"], app)
+    call([*pytest_there, *quick_tests(app)], app)
