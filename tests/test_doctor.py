@@ -40,7 +40,8 @@ def test_this_machine_can_run_the_examples(doctor):
     assert status == 0, lines
     for subject in ("Python", "Flower", "Examples", "Versions", "Ray cluster"):
         assert lines[subject].startswith("ok "), lines[subject]
-    assert "PyTorch sees none: everything runs on the CPU" in lines["GPU"]
+    assert "sees none" in lines["GPU"]  # for this test shows it none
+    assert "everything runs on the CPU" in lines["GPU"]
 
 
 def test_a_port_that_is_taken_is_named(doctor):
