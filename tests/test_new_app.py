@@ -62,8 +62,9 @@ def test_app_has_what_git_knows_of_the_example(example, tmp_path):
         (original / litter).write_text("")
     make(original, tmp_path / NAME, "me")
 
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT / "examples" / example, capture_output=True, text=True
+        command, cwd=ROOT / "examples" / example, capture_output=True, text=True
     ).stdout.splitlines()
     if not listed:
         pytest.skip("this is no checkout: git does not know the files")
