@@ -13,13 +13,13 @@ from repository import ROOT, example_names, flower_settings
 BIN = Path(sys.executable).parent
 
 
-def call(command: list, folder: Path) -> str:
+def call(command: list, folder: Path, **changes: str) -> str:
     """Run a command with nothing of this repository or its environment in sight."""
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     done = subprocess.run(
         [str(word) for word in command],
         cwd=folder,
-        env=env | {"FLWR_TELEMETRY_ENABLED": "0"},
+        env=env | {"FLWR_TELEMETRY_ENABLED": "0"} | changes,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -38,22 +38,21 @@ def quick_tests(app: Path) -> list[Path]:
 @pytest.mark.parametrize("example", example_names())
 def test_new_app_installs_alone_and_runs(example, tmp_path):
     """Its own tests pass too, as far as they are quick; the others are only seen to import."""
-    app = tmp_path / "my-own-app"
+    app, venv, uv = tmp_path / "my-own-app", tmp_path / "venv", BIN / "uv"
     call([sys.executable, ROOT / "tools" / "new_app.py", example, app], tmp_path)
-    venv, uv = tmp_path / "venv", BIN / "uv"
-    call([uv, "venv", "--quiet", "--python", sys.executable, venv], app)
-    constraints = ROOT / "constraints.txt"
-    python = ["--python", venv / "bin" / "python"]
-    call([uv, "pip", "install", "--quiet", *python, "-c", constraints, "-e", ".[test]"], app)
+    call([uv, "venv", "--quiet", "--seed", "--python", sys.executable, venv], app)
+    python = ["--python", venv / "bin" / "python", "-c", ROOT / "constraints.txt"]
+    call([uv, "pip", "install", "--quiet", *python, "-e", ".[test]"], app)
 
+    cache = str(tmp_path / "cache")  # the app's own, as empty as its user's
     federations = flower_settings(app)["federations"]
     nodes = federations[federations["default"]]["options"]["num-supernodes"]
     command = [venv / "bin" / "flower-simulation", "--app", ".", "--num-supernodes", nodes]
-    log = call([*command, "--run-config", "offline.toml"], app)
+    log = call([*command, "--run-config", "offline.toml"], app, XDG_CACHE_HOME=cache)
     [results] = app.glob("outputs/*/*/results.json")
     assert json.loads(results.read_text())[-1]["evaluate_metrics_serverapp"]
     assert str(ROOT) not in re.sub(r"(?m)^.*constraints.*$", "", log)
 
-    pytest_there = [venv / "bin" / "python", "-m", "pytest", "-q"]
-    call([*pytest_there, "--collect-only", "tests"], app)
-    call([*pytest_there, *quick_tests(app)], app)
+    tests = [venv / "bin" / "python", "-m", "pytest", "-q"]
+    call([*tests, "--collect-only"], app, XDG_CACHE_HOME=cache)
+    call([*tests, *quick_tests(app)], app, XDG_CACHE_HOME=cache)
