@@ -14,8 +14,10 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-# `import vit_finetune` is to find the package, not the script of that name in this folder.
-sys.path.append(sys.path.pop(0))
+# `import vit_finetune` is to find the package, not the script of that name in this folder; in
+# processes that are spawned, too, where this runs once more.
+HERE = str(Path(__file__).resolve().parent)
+sys.path[:] = [path for path in sys.path if os.path.realpath(path or ".") != HERE] + [HERE]
 sys.path.append(str(ROOT / "tools"))
 PACKAGES = ("flwr", "flwr-datasets", "ray", "torch", "numpy")
 ONE_CPU = '{"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}'

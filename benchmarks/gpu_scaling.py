@@ -6,7 +6,8 @@ results/, so that parts can be taken one by one:
 
 - executors: steps a second of each executor alone, without Flower; the same step, one client.
 - workers: what each further worker of the pool holds for itself.
-- simulation: for each executor and number of clients, start-up, seconds a round, memory.
+- simulation: for each executor and number of clients, start-up, seconds a round, memory; each
+  client has as many images whatever their number.
 - rounds: memory round by round, over many rounds, with the pool.
 - thousand: 1,000 clients, 100 sampled a round.
 - supernodes: real SuperNode processes by run.sh, started one after the other.
@@ -15,6 +16,7 @@ results/, so that parts can be taken one by one:
 import argparse
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -34,6 +36,7 @@ CLIENTS = (2, 10, 50, 100, 300)
 EXECUTORS = ("inline", "pool", "spawn")
 SAMPLED, SAMPLED_SPAWN = 100, 10  # clients of a round, at most: a spawned step takes seconds
 ROUNDS, ROUNDS_SPAWN = 6, 2
+IMAGES, TEST_IMAGES = 33, 2000  # of each client, as of 10,000 in 300 parts; of all together
 
 
 def run_simulation(clients: int, run_config: dict[str, Any]) -> dict[str, Any]:
@@ -54,21 +57,34 @@ def run_simulation(clients: int, run_config: dict[str, Any]) -> dict[str, Any]:
     } | memory.found()
 
 
-def simulation(base: dict[str, Any], executors: list[str], sizes: list[int]) -> dict[str, Any]:
+def simulation(dataset: str, executors: list[str], sizes: list[int]) -> dict[str, Any]:
     runs = []
-    for executor in executors:
-        spawn = executor == "spawn"
-        for clients in sizes:
-            sampled = min(clients, SAMPLED_SPAWN if spawn else SAMPLED)
-            config = base | {"executor": executor, "clients-to-train": sampled}
-            config |= {"num-server-rounds": ROUNDS_SPAWN if spawn else ROUNDS}
-            found = run_simulation(clients, config | {"clients-to-evaluate": 0})
-            later = statistics.median(found["round_seconds"][1:])
-            found |= {"executor": executor, "clients": clients, "sampled": sampled}
-            found |= {"steps_a_second": sampled / later}
-            runs.append(found)
-            print(f"{executor}, {clients} clients: {shown(found)}", flush=True)
-    return {"runs": runs}
+    for clients in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            write_part(dataset, clients * IMAGES, Path(folder))
+            for executor in executors:
+                spawn = executor == "spawn"
+                sampled = min(clients, SAMPLED_SPAWN if spawn else SAMPLED)
+                config = {"dataset": folder, "cache-dir": f"{folder}-cache", "executor": executor}
+                config |= {"clients-to-train": sampled, "clients-to-evaluate": 0}
+                config |= {"num-server-rounds": ROUNDS_SPAWN if spawn else ROUNDS}
+                found = run_simulation(clients, config)
+                later = statistics.median(found["round_seconds"][1:])
+                found |= {"executor": executor, "clients": clients, "sampled": sampled}
+                found |= {"steps_a_second": sampled / later}
+                runs.append(found)
+                print(f"{executor}, {clients} clients: {shown(found)}", flush=True)
+            shutil.rmtree(f"{folder}-cache")
+    return {"runs": runs, "images": IMAGES, "test_images": TEST_IMAGES}
+
+
+def write_part(dataset: str, images: int, folder: Path) -> None:
+    """Write so many training images of a dataset, and TEST_IMAGES others, as a dataset."""
+    from gpu_scaling.decoding import load_split
+
+    for split, count in (("train", images), ("test", TEST_IMAGES)):
+        data = load_split(dataset, split).shuffle(seed=0).select(range(count))
+        data.to_parquet(folder / f"{split}.parquet")
 
 
 def shown(found: dict[str, Any]) -> str:
@@ -237,7 +253,7 @@ def main() -> None:
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "executors": lambda: executors(base, repeats=3),
         "workers": lambda: workers(base, given.workers),
-        "simulation": lambda: simulation(base, given.executors, given.clients),
+        "simulation": lambda: simulation(given.dataset, given.executors, given.clients),
         "rounds": lambda: rounds(base, clients=100, count=given.rounds),
         "thousand": lambda: thousand(base),
         "supernodes": lambda: supernodes(base, given.supernodes),

@@ -72,6 +72,13 @@ def test_killed_worker_costs_one_step(executor, pool):
     assert executor.run(operator.add, 1, 2) == 3
 
 
+def test_worker_that_dies_between_steps_costs_none(pool):
+    """The step after may be on its way to the dead one before its end is heard."""
+    for _ in range(20):
+        os.kill(pool.run(os.getpid), signal.SIGKILL)
+    assert pool.run(operator.add, 1, 2) == 3
+
+
 @pytest.mark.parametrize("executor", [Spawn(4.0), "pool"], ids=["spawn", "pool"])
 def test_step_that_takes_too_long_is_given_up(executor, pool):
     executor = pool if executor == "pool" else executor

@@ -26,7 +26,7 @@ from gpu_scaling.executors import memory
 from gpu_scaling.executors.orphans import end_with_parent
 from gpu_scaling.executors.outcome import WorkerDied, cause, send
 from gpu_scaling.executors.pool import OWNER, Options
-from gpu_scaling.executors.worker import Order, work
+from gpu_scaling.executors.worker import Order, Taken, work
 
 FORK = multiprocessing.get_context("fork")
 # torch._dynamo: half of what a first training step would import, 3 s and 150 MB in each worker.
@@ -41,6 +41,7 @@ class Worker:
     connection: Connection
     client: socket.socket | None = None
     since: float = 0.0
+    taken: bool = False  # the client's step has begun
     leaving: bool = False
 
 
@@ -111,6 +112,9 @@ class Server:
         except (EOFError, ConnectionResetError):
             self.bury(worker)
             return
+        if isinstance(report, Taken):
+            worker.taken = True
+            return
         if report.usage:
             self.sizing.learn(report.usage, alone=len(self.workers) == 1)
         worker.client.close()
@@ -123,7 +127,9 @@ class Server:
         worker.process.join()
         worker.connection.close()
         self.workers.remove(worker)
-        if worker.client:
+        if worker.client and not worker.taken:  # it was dead before: another one's turn
+            self.queue.appendleft(worker.client)
+        elif worker.client:
             text = f"the worker that ran this step {cause(worker.process.exitcode)}"
             if self.is_late(worker):
                 text = f"the step took longer than step-timeout = {self.options.step_timeout} s"
@@ -159,7 +165,7 @@ class Server:
                 worker.leaving = True
                 self.queue.appendleft(client)
             else:
-                worker.client, worker.since = client, time.monotonic()
+                worker.client, worker.since, worker.taken = client, time.monotonic(), False
 
     def idle_worker(self) -> Worker | None:
         """Return a worker without a client, a new one if there is room for it."""

@@ -7,12 +7,19 @@ from typing import NamedTuple
 from gpu_scaling.executors import memory
 from gpu_scaling.executors.outcome import perform
 
+# After which memory goes back; with each step, that would cost a quarter of a small one.
+IDLE_SECONDS = 0.1
+
 
 class Order(NamedTuple):
     """What the server tells a worker before it hands over a client's socket."""
 
     fraction: float | None  # of the device memory, the most for this process; None: no limit
     note: str  # for the client's log
+
+
+class Taken(NamedTuple):
+    """What a worker tells the server before a step: from now on its death costs that step."""
 
 
 class Report(NamedTuple):
@@ -31,6 +38,8 @@ def work(server: Connection, recycle_after: int) -> None:
     """
     for done in range(1, recycle_after + 1):
         try:
+            if not server.poll(IDLE_SECONDS):
+                memory.give_back()
             order = server.recv()
         except (EOFError, OSError):  # the server has ended
             return
@@ -38,11 +47,11 @@ def work(server: Connection, recycle_after: int) -> None:
             return
         memory.limit(order.fraction)
         with Connection(recv_handle(server)) as client:
+            server.send(Taken())
             try:
                 error = perform(client, order.note)
             except (EOFError, OSError):  # the client has gone
                 error = None
-        memory.give_back()
         looks = error or done & (done - 1) == 0  # ever more seldom: a look takes milliseconds
         usage = memory.usage(error) if looks else None
         server.send(Report(usage, last=done == recycle_after))
