@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 UV = $(shell command -v uv || echo $(BIN)/uv)
 EXAMPLES := $(notdir $(wildcard examples/*))
 INSTALLED := $(VENV)/.installed
+ANY_PYTHON = $(firstword $(wildcard $(BIN)/python) $(PYTHON))
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,6 +20,13 @@ run: $(INSTALLED) ## run an example offline: make run EXAMPLE=advanced-pytorch C
 
 federation: $(INSTALLED) ## run an example offline on a SuperLink and SuperNodes over TLS (EXAMPLE=, CONFIG=)
 	@$(BIN)/python tools/federation.py examples/$(EXAMPLE) --offline --warm --run-config "$(CONFIG)"
+
+new: ## copy an example out as your own app: make new FROM=vit-finetune TO=../my-app
+	@$(if $(and $(FROM),$(TO)),,$(error say from what and where to: make new FROM=vit-finetune TO=../my-app))
+	@$(ANY_PYTHON) tools/new_app.py "$(FROM)" "$(TO)" $(if $(PUBLISHER),--publisher "$(PUBLISHER)")
+
+doctor: ## see whether this machine has what the examples need, and what to do where not
+	@$(ANY_PYTHON) tools/doctor.py
 
 # Once more what fails: of several Ray clusters that start at once, one sometimes does not.
 test: check ## lint, then all tests: what CI runs
@@ -63,4 +71,4 @@ $(INSTALLED): pyproject.toml constraints.txt $(wildcard examples/*/pyproject.tom
 		$(foreach example,$(EXAMPLES),--editable examples/$(example)[test])
 	@touch $@
 
-.PHONY: help run federation test check format bench check-gpu results lock clean install
+.PHONY: help run federation new doctor test check format bench check-gpu results lock clean install

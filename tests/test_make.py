@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -33,6 +34,8 @@ def test_help_lists_every_target_with_one_line():
         "help",
         "run",
         "federation",
+        "new",
+        "doctor",
         "test",
         "check",
         "bench",
@@ -43,12 +46,37 @@ def test_help_lists_every_target_with_one_line():
     } <= set(targets)
 
 
+def test_ci_calls_make_and_nothing_else():
+    """Both what GitHub runs and `.ci/run`: only where the data is may be said before."""
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    assert {step["uses"].split("@")[0] for step in steps if "uses" in step} == {
+        "actions/checkout",
+        "actions/setup-python",
+    }
+    assert [step["run"] for step in steps if "run" in step] == ["make test"]
+    assert (ROOT / ".ci" / "run").read_text().endswith("\nmake test\n")
+
+
 def test_unknown_example_is_named():
     done = make("run", "EXAMPLE=nope")
     assert done.returncode != 0
     assert (
         "EXAMPLE=nope: no such example; there are vit-finetune, advanced-pytorch, " in done.stderr
     )
+
+
+def test_new_takes_from_and_to():
+    assert "make new FROM=vit-finetune TO=../my-app" in make("new").stderr
+    assert "there is no example 'nope'" in make("new", "FROM=nope", "TO=../my-app").stderr
+    command = make("-n", "new", "FROM=vit-finetune", "TO=../my-app", "PUBLISHER=me").stdout
+    assert command.split()[1:] == [
+        "tools/new_app.py",
+        '"vit-finetune"',
+        '"../my-app"',
+        "--publisher",
+        '"me"',
+    ]
 
 
 def test_a_failing_app_makes_run_fail():

@@ -163,7 +163,8 @@ def check_make(folder: Path, rest: list[str]):
     done = subprocess.run(["make", "-n", *rest], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     variables = dict(word.split("=", 1) for word in rest if "=" in word)
-    app = ROOT / "examples" / variables.get("EXAMPLE", "advanced-pytorch")
+    named = variables.get("EXAMPLE") or variables.get("FROM") or "advanced-pytorch"
+    app = ROOT / "examples" / named
     assert app.is_dir()
     if "CONFIG" in variables:
         check_run_config(folder, app, variables["CONFIG"])

@@ -1,5 +1,6 @@
 """The house keeps its shape: the same examples, files, keys, pins and README order everywhere."""
 
+import ast
 import os
 import re
 import shutil
@@ -155,6 +156,44 @@ def test_copies_are_equal(name):
 def test_readme_order(example):
     text = (ROOT / "examples" / example / "README.md").read_text()
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == README_ORDER
+
+
+def names_in(path: Path) -> set[str]:
+    """Return what a Python file defines, imports or sets, on modules, classes and objects."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                names.add(node.name)
+            case ast.Name(ctx=ast.Store()):
+                names.add(node.id)
+            case ast.Attribute(ctx=ast.Store()):
+                names.add(node.attr)
+            case ast.alias():
+                names.add(node.asname or node.name)
+    return names
+
+
+@each_example
+def test_what_to_change_is_there(example):
+    """Each file, name and key that the README's last list has in backticks exists."""
+    folder = ROOT / "examples" / example
+    text = (folder / "README.md").read_text().split(f"\n## {README_ORDER[-1]}\n")[1]
+    items = re.findall(r"^\d+\. (.*)$", text, re.MULTILINE)
+    assert len(items) >= 4
+    app = settings(example)["tool"]["flwr"]["app"]
+    keys = {"name", *app, *flatten(app["config"])}
+    for item in items:
+        quoted = re.findall(r"`([^`]+)`", item)
+        files = [word for word in quoted if word.endswith((".py", ".toml"))]
+        paths = [folder / file for file in files] + [folder / package(example) / f for f in files]
+        found = [path for path in paths if path.is_file()]
+        assert len(found) == len(files), item
+        code = [path for path in found if path.suffix == ".py"]
+        code = code or list((folder / package(example)).rglob("*.py"))
+        known = set.union(*map(names_in, code))
+        names = {re.split(r"[ (]", word)[0] for word in quoted if word not in files} - keys
+        assert not [name for name in names if not set(name.split(".")) <= known], item
 
 
 @each_example

@@ -1,0 +1,104 @@
+"""`make doctor` on this machine as it is, and with one thing wrong at a time."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from doctor import CHECKS, PORTS
+from repository import ROOT
+
+DOCTOR = ROOT / "tools" / "doctor.py"
+
+
+@pytest.fixture
+def doctor(tmp_path):
+    """Run the doctor; Ray's notes are looked for in a folder of this test."""
+
+    def run(python: Path | str = sys.executable, **changes: str) -> tuple[int, dict[str, str]]:
+        own = {"RAY_TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(
+            [python, DOCTOR],
+            env=os.environ | own | changes,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert not done.stderr
+        lines = done.stdout.split("\n\n")[0].splitlines()
+        assert len(lines) == len(CHECKS)
+        return done.returncode, {line[6:].split(":")[0]: line for line in lines}
+
+    return run
+
+
+def test_this_machine_can_run_the_examples(doctor):
+    status, lines = doctor()
+    assert list(lines) == list(CHECKS)
+    assert status == 0, lines
+    for subject in ("Python", "Flower", "Examples", "Versions", "Ray cluster"):
+        assert lines[subject].startswith("ok "), lines[subject]
+    assert "sees none" in lines["GPU"]  # for this test shows it none
+    assert "everything runs on the CPU" in lines["GPU"]
+
+
+def test_a_port_that_is_taken_is_named(doctor):
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", PORTS[1]))
+        other.listen()
+        status, lines = doctor()
+    assert status == 0
+    assert lines["Ports"].startswith("mind ")
+    assert str(PORTS[1]) in lines["Ports"]
+
+
+def test_a_cluster_that_is_gone_stops_simulations(doctor, tmp_path):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # not listening
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+        status, lines = doctor()
+        assert status == 1
+        assert lines["Ray cluster"].startswith("STOP ")
+        assert "`ray stop`" in lines["Ray cluster"]
+
+        nobody.listen()
+        status, lines = doctor()
+        assert status == 0
+        assert f"{address} is up" in lines["Ray cluster"]
+
+
+def test_another_flower_is_told_from_the_pinned_one(doctor, tmp_path):
+    """As pip leaves it: a folder of metadata, found before that of the pinned release."""
+    metadata = tmp_path / "flwr-1.41.0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: flwr\nVersion: 1.41.0\n")
+    status, lines = doctor(PYTHONPATH=str(tmp_path))
+    assert status == 1
+    assert lines["Flower"].startswith("STOP ")
+    assert "1.41.0, the examples are made for flwr 1.25.0" in lines["Flower"]
+    assert "flwr 1.41.0 (1.25.0)" in lines["Versions"]
+
+
+def test_an_empty_environment_is_told_what_to_do(doctor, tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    status, lines = doctor(tmp_path / "venv" / "bin" / "python")
+    assert status == 1
+    for subject in ("Flower", "Examples", "GPU"):
+        assert lines[subject].startswith("STOP ")
+        assert "`make install`" in lines[subject]
+
+
+def test_what_the_environment_says_of_the_network(doctor):
+    proxy = {"https_proxy": "http://127.0.0.1:9", "no_grpc_proxy": "", "no_proxy": ""}
+    _, lines = doctor(**proxy, HF_ENDPOINT="http://127.0.0.1:9")
+    assert lines["Proxies"].startswith("mind ")
+    assert "`export no_grpc_proxy=127.0.0.1`" in lines["Proxies"]
+    assert lines["Hub"].startswith("mind ")
+    assert "offline.toml" in lines["Hub"]
+    _, lines = doctor(**proxy | {"no_proxy": "localhost,127.0.0.1"})
+    assert lines["Proxies"].startswith("ok ")
