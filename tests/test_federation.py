@@ -50,7 +50,7 @@ def test_each_example_gives_what_the_simulation_gives(example, tmp_path):
     settings = dict(re.findall(r"^([\w.-]+) = (\S+)", text, re.MULTILINE))
     settings["num-server-rounds"] = "2"
     command = [BIN / "flower-simulation", "--app", app, "--num-supernodes", "2"]
-    command += ["--backend-config", '{"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}']
+    command += ["--backend-config", '{"client_resources": {"num_cpus": 1}}']
     command += ["--run-config", " ".join(f"{key}={value}" for key, value in settings.items())]
     done = subprocess.run(command, cwd=simulated, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
@@ -73,15 +73,15 @@ def test_two_at_once_and_nothing_left_after_ctrl_c_or_a_death(request, tmp_path)
         )
         started.append((process, tmp_path / name, tmp_path / f"{name}.log"))
     for _, _, log in started:
-        wait(lambda: "$ flwr log" in log.read_text(), 120, "the start")  # noqa: B023
+        wait(lambda: "$ flwr log" in log.read_text(), 600, "the start")  # noqa: B023
     (interrupted, folder, log), (bereft, other_folder, other_log) = started
     assert processes_of(folder)
     interrupted.send_signal(signal.SIGINT)
-    assert interrupted.wait(60) == 130, log.read_text()
+    assert interrupted.wait(200) == 130, log.read_text()
     assert processes_of(folder) == []
     [superlink] = [p for p in processes_of(other_folder) if "superlink.py" in p.cmdline()[1]]
     superlink.kill()
-    assert bereft.wait(60) == 1
+    assert bereft.wait(200) == 1
     assert "Error: the SuperLink ended" in other_log.read_text()
     assert processes_of(other_folder) == []
 
@@ -94,13 +94,13 @@ def test_kept_federation_takes_more_runs(request, tmp_path):
             [*command, "--folder", tmp_path / "kept"], cwd=tmp_path, stdout=file, stderr=file
         )
     request.addfinalizer(process.terminate)
-    wait(lambda: "Still up" in log.read_text() or process.poll() is not None, 180, "the first run")
+    wait(lambda: "Still up" in log.read_text() or process.poll() is not None, 600, "the first run")
     [more] = re.findall(r"Still up.*\n\$ (.*)", log.read_text())
     words = [*shlex.split(more), "--run-config", "dataset='digits' num-server-rounds=1", "--stream"]
-    done = subprocess.run([BIN / words[0], *words[1:]], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([BIN / words[0], *words[1:]], capture_output=True, text=True, timeout=600)
     assert "Centralized accuracy" in done.stdout, done.stdout + done.stderr
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 0
+    assert process.wait(200) == 0
     assert processes_of(tmp_path / "kept") == []
 
 

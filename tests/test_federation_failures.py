@@ -67,7 +67,7 @@ def test_strangers_are_refused_and_bad_updates_left_out(faulty_app, tmp_path, mo
             assert re.search(f"Partition {partition} left out of training: {problem}", log)
         assert results(tmp_path)[1]["evaluate_metrics_serverapp"]["loss"] < 10
 
-        assert unregistered.process.wait(30) == 1
+        assert unregistered.process.wait(200) == 1
         assert unregistered.says("No SuperNode found with the given public key.")
         for part in (other_ca, plain):
             assert part.says("Connection attempt failed, retrying")
@@ -110,10 +110,10 @@ def test_killed_parts_cost_what_the_guide_says(faulty_app, tmp_path, monkeypatch
         for partition in range(3):
             federation.start_supernode(partition, 3)
         first = federation.run(f"{config} num-server-rounds=4")
-        wait(asleep.exists, 120, "the third SuperNode's training")
+        wait(asleep.exists, 600, "the third SuperNode's training")
         kill(federation.parts["supernode-2"])
         kill(federation.parts["clientapp-2"])
-        wait(lambda: "[ROUND 2/4]" in log_of(federation, first), 120, "the round without it")
+        wait(lambda: "[ROUND 2/4]" in log_of(federation, first), 600, "the round without it")
         federation.start_supernode(2, 3)
         assert federation.follow(first) == "finished:completed"
         log = log_of(federation, first)
@@ -123,7 +123,7 @@ def test_killed_parts_cost_what_the_guide_says(faulty_app, tmp_path, monkeypatch
         assert clients[4] == [0, 1, 2]
 
         second = federation.run(f"{config} num-server-rounds=50")
-        wait(lambda: "[ROUND 2/50]" in log_of(federation, second), 120, "the second run's round")
+        wait(lambda: "[ROUND 2/50]" in log_of(federation, second), 600, "the second run's round")
         folder = re.search(r"Outputs: (.*)", log_of(federation, second))[1]
         kill(federation.parts["superlink"])
         federation.start_superlink()
@@ -137,14 +137,14 @@ def test_killed_parts_cost_what_the_guide_says(faulty_app, tmp_path, monkeypatch
 
         fourth = federation.run(f"{config} num-server-rounds=50")
         wait(
-            lambda: "train: sampled 3" in log_of(federation, fourth), 120, "the fourth run's round"
+            lambda: "train: sampled 3" in log_of(federation, fourth), 600, "the fourth run's round"
         )
         for partition in (1, 2):
             kill(federation.parts[f"supernode-{partition}"])
             kill(federation.parts[f"clientapp-{partition}"])
         began = time.monotonic()
         assert federation.follow(fourth) == "finished:failed"
-        assert time.monotonic() - began < 120  # two missed heartbeats, and then some
+        assert time.monotonic() - began < 300  # two missed heartbeats, and then some
         assert re.search(
             r"1 of \d \w+ replies can be used, min-replies = 2", log_of(federation, fourth)
         )

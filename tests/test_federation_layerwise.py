@@ -40,7 +40,7 @@ def test_killed_supernode_is_in_no_slice(tmp_path, monkeypatch):
             federation.start_supernode(partition, len(EXAMPLES), node_config=more)
         run_id = federation.run(f"model.name='{tmp_path}/site-{{partition}}' {CHANGES}")
         doomed = federation.parts["supernode-2"]
-        wait(lambda: doomed.log.read_text().count("query.slice") >= 2, 180, "serving two slices")
+        wait(lambda: doomed.log.read_text().count("query.slice") >= 2, 600, "serving two slices")
         doomed.stop()
         assert federation.follow(run_id) == "finished:completed"
         log = federation.parts["superlink"].log.read_text()

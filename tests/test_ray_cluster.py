@@ -41,7 +41,7 @@ def cluster(tmp_path):
             started.append(
                 subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
             )
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 600
             while "Ray runtime started" not in (text := (tmp_path / f"{name}.log").read_text()):
                 assert started[-1].poll() is None, text
                 assert time.monotonic() < deadline, text

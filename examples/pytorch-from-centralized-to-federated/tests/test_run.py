@@ -18,7 +18,8 @@ from centralized_to_federated import task
 
 APP = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
-ONE_CPU = '{"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}'
+# One worker of Ray, not one a core: each imports PyTorch, the larger part of a short run.
+ONE_WORKER = '{"init_args": {"num_cpus": 1}, "client_resources": {"num_cpus": 1}}'
 # The numbers that the README promises: digits offline, and CIFAR-10.
 OFFLINE_ACCURACY, OFFLINE_TOLERANCE = 0.98, 0.015
 CIFAR_ACCURACY, CIFAR_TOLERANCE = 0.54, 0.04
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills processes by thei
 
 def simulation(app: Path, run_config: str, nodes: int = 2) -> list[str]:
     command = [BIN / "flower-simulation", "--app", app, "--num-supernodes", nodes]
-    command += ["--backend-config", ONE_CPU, "--run-config", run_config]
+    command += ["--backend-config", ONE_WORKER, "--run-config", run_config]
     return [str(part) for part in command]
 
 
@@ -134,7 +135,7 @@ def test_killed_and_resumed_gives_the_same_results(finished, tmp_path):
         stderr=log,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while "[ROUND 3/5]" not in (tmp_path / "log").read_text():
         assert time.monotonic() < deadline, (tmp_path / "log").read_text()
         time.sleep(0.05)
@@ -229,7 +230,7 @@ def four_terminals(app: Path, folder: Path) -> bool:
         for process in reversed(started):
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
-                process.wait(30)
+                process.wait(200)
     assert "Centralized accuracy" in logs[-1].read_text()
     return True
 

@@ -94,7 +94,7 @@ def start(folder: Path, size: int) -> subprocess.Popen:
 def test_processes_share_one_computation(tmp_path):
     processes = [start(tmp_path, 32) for _ in range(2)]
     with ThreadPoolExecutor() as pool:
-        outputs = list(pool.map(lambda process: process.communicate(timeout=120)[0], processes))
+        outputs = list(pool.map(lambda process: process.communicate(timeout=600)[0], processes))
     assert sorted(int(text.split()[1]) for text in outputs) == [0, 360]
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1
 
