@@ -72,7 +72,7 @@ def memory_block() -> str:
     sizes = sorted({run["clients"] for run in measured["runs"]})
     columns = {
         "peak memory": lambda run: f"{run['peak_bytes'] / GIB:.2f} GiB",
-        "steps a second": lambda run: f"{run['steps_a_second']:.1f}",
+        "steps a second": lambda run: f"{run['steps_a_second']:.3g}",
         "start-up": lambda run: f"{run['start_seconds']:.0f} s",
     }
     if measured["hardware"]["gpu"]:
@@ -87,6 +87,10 @@ def memory_block() -> str:
         f"All processes together, PSS, Ray's included. Each client has {measured['images']} images "
         f"of CIFAR-10; up to 100 are sampled a round, 10 with `spawn`; steps a second are those of "
         f"whole rounds, the central test on {measured['test_images']:,} images included."
+    )
+    text += (
+        " A simulation has one process a core for all its clients, so on a CPU memory is flat with "
+        "each executor; with the pool those processes do without PyTorch."
     )
     if run_of("pool", 10) and run_of("pool", 300):
         text += f" With the pool, 300 clients take {growth('pool'):.2f} times the memory of 10."
@@ -223,7 +227,7 @@ def draw_clients(axes: Axes) -> None:
         if runs:
             peaks = [run["peak_bytes"] / GIB for run in runs]
             axes.plot([run["clients"] for run in runs], peaks, marker="o", label=executor)
-            axes.legend()
+            axes.legend(loc="lower right")
     axes.set(title="over clients, peak", xlabel="clients in the simulation")
 
 
@@ -232,7 +236,7 @@ def draw_rounds(axes: Axes) -> None:
     if measured:
         held = [size / GIB for size in measured["round_bytes"]]
         axes.plot(range(1, len(held) + 1), held, label=f"pool, {measured['clients']} clients")
-        axes.legend()
+        axes.legend(loc="lower right")
     axes.set(title="over rounds", xlabel="round")
 
 
