@@ -23,6 +23,9 @@ federation: $(INSTALLED) ## run an example offline on a SuperLink and SuperNodes
 test: check ## lint, then all tests: what CI runs
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
+test-latest: $(INSTALLED) ## run the examples offline on the newest flwr, beside the pinned one (EXAMPLE=)
+	@$(BIN)/python tools/newest_flower.py $(if $(filter file,$(origin EXAMPLE)),,$(EXAMPLE))
+
 check: $(INSTALLED) ## lint and check the format
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -46,7 +49,7 @@ lock: $(INSTALLED) ## resolve every version anew into constraints.txt
 		pyproject.toml $(wildcard examples/*/pyproject.toml) --all-extras --output-file constraints.txt
 
 clean: ## remove the environment, caches and what runs wrote
-	rm -rf $(VENV) .federations outputs examples/*/outputs .pytest_cache .ruff_cache
+	rm -rf $(VENV) .federations .newest-flower outputs examples/*/outputs .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 install: $(INSTALLED) ## make .venv with everything the tests ran with
@@ -61,4 +64,4 @@ $(INSTALLED): pyproject.toml constraints.txt $(wildcard examples/*/pyproject.tom
 		$(foreach example,$(EXAMPLES),--editable examples/$(example)[test])
 	@touch $@
 
-.PHONY: help run federation test check format bench check-gpu results lock clean install
+.PHONY: help run federation test test-latest check format bench check-gpu results lock clean install

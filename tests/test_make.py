@@ -34,6 +34,7 @@ def test_help_lists_every_target_with_one_line():
         "run",
         "federation",
         "test",
+        "test-latest",
         "check",
         "bench",
         "check-gpu",
