@@ -33,6 +33,9 @@ test: check ## lint, then all tests: what CI runs
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 3 --dist loadfile \
 		--no-loadscope-reorder --reruns 1
 
+test-latest: $(INSTALLED) ## run the examples offline on the newest flwr, beside the pinned one (EXAMPLE=)
+	@$(BIN)/python tools/newest_flower.py $(if $(filter file,$(origin EXAMPLE)),,$(EXAMPLE))
+
 check: $(INSTALLED) ## lint and check the format
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -56,7 +59,7 @@ lock: $(INSTALLED) ## resolve every version anew into constraints.txt
 		pyproject.toml $(wildcard examples/*/pyproject.toml) --all-extras --output-file constraints.txt
 
 clean: ## remove the environment, caches and what runs wrote
-	rm -rf $(VENV) .federations outputs examples/*/outputs .pytest_cache .ruff_cache
+	rm -rf $(VENV) .federations .newest-flower outputs examples/*/outputs .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 install: $(INSTALLED) ## make .venv with everything the tests ran with
@@ -71,4 +74,4 @@ $(INSTALLED): pyproject.toml constraints.txt $(wildcard examples/*/pyproject.tom
 		$(foreach example,$(EXAMPLES),--editable examples/$(example)[test])
 	@touch $@
 
-.PHONY: help run federation new doctor test check format bench check-gpu results lock clean install
+.PHONY: help run federation new doctor test test-latest check format bench check-gpu results lock clean install

@@ -37,6 +37,7 @@ def test_help_lists_every_target_with_one_line():
         "new",
         "doctor",
         "test",
+        "test-latest",
         "check",
         "bench",
         "check-gpu",

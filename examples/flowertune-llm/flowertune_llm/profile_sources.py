@@ -114,12 +114,17 @@ def from_superlink(run_id: int, app: Path, federation: str | None, live: bool) -
 
 def connect(app: Path, federation: str | None) -> tuple[Any, str]:
     """Return a channel to a federation's SuperLink, as `flwr log` makes it, and its address."""
-    from flwr.cli.config_utils import (
-        load_and_validate,
-        process_loaded_project_config,
-        validate_federation_in_project_config,
-    )
-    from flwr.cli.utils import init_channel, load_cli_auth_plugin
+    try:
+        from flwr.cli.config_utils import (
+            load_and_validate,
+            process_loaded_project_config,
+            validate_federation_in_project_config,
+        )
+        from flwr.cli.utils import init_channel, load_cli_auth_plugin
+    except ImportError:  # newer releases ask SuperLinks in another way
+        raise NoProfile(
+            "a SuperLink can be asked with flwr 1.25, not with this release; name the output folder"
+        ) from None
 
     with redirect_stdout(StringIO()):  # Flower says "Success" there, where our JSON goes
         loaded = load_and_validate(app / "pyproject.toml", check_module=False)

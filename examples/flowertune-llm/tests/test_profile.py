@@ -11,7 +11,7 @@ import time
 import tomllib
 import uuid
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from flowertune_llm import profile_recorder, profile_report, profile_sources, profiling
@@ -160,6 +160,13 @@ def test_nothing_to_show_is_said_in_one_line(report, tmp_path, monkeypatch):
             assert error.count("\n") == 1
             assert time.monotonic() - began < 10
     assert report("unprofiled", "--federation", "closed")[0] == 2
+
+
+def test_newer_flower_is_named_in_one_line(report, monkeypatch):
+    monkeypatch.setitem(sys.modules, "flwr.cli.config_utils", ModuleType("of another release"))
+    status, printed, error = report("7", "--app", APP)
+    assert (status, printed, error.count("\n")) == (1, "", 1)
+    assert "can be asked with flwr 1.25, not with this release" in error
 
 
 class Loopback:
