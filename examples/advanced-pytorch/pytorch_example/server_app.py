@@ -13,6 +13,7 @@ from pytorch_example.checkpoint import RunFolder, RunState, write_json
 from pytorch_example.config import Config
 from pytorch_example.errors import shown
 from pytorch_example.plot import draw_curves
+from pytorch_example.privacy import PrivateFedAvg
 from pytorch_example.strategy import CustomFedAvg
 from pytorch_example.tracking import tracker
 
@@ -49,8 +50,9 @@ def main(grid: Grid, context: Context) -> None:
             folder.save(state)
             log_round(state.history[-1])
 
+        strategy = PrivateFedAvg if config.private else CustomFedAvg
         try:
-            CustomFedAvg(config, state, save_round).start(
+            strategy(config, state, save_round).start(
                 grid,
                 ArrayRecord(model.state_dict()),
                 num_rounds=config.num_server_rounds,

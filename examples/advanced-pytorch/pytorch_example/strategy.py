@@ -198,9 +198,15 @@ class CustomFedAvg(FedAvg):
         for reply in good:  # FedAvg averages one record of arrays for each client
             if PERSONAL_HEAD in reply.content:
                 heads[self.partition_of(reply)] = to_numpy(reply.content.pop(PERSONAL_HEAD))
-        average, metrics = super().aggregate_train(server_round, good)
+        average, metrics = self.average(server_round, good)
         self.state.personal_heads |= heads
         return to_record(self.step(to_numpy(average))), metrics
+
+    def average(
+        self, server_round: int, replies: list[Message]
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """Average arrays and metrics, weighted by examples."""
+        return super().aggregate_train(server_round, replies)
 
     def step(self, average: NamedArrays) -> NamedArrays:
         """Move the global model towards the average of the clients' models.
