@@ -154,11 +154,11 @@ def test_private_run_repeats_and_resumes(tmp_path):
         (tmp_path / name).mkdir()
         resume = {}
         for rounds in stops:
-            config = offline(num_server_rounds=rounds, **privacy, **resume)
+            config = offline(num_server_rounds=rounds, fraction_train=0.5, **privacy, **resume)
             done = run(simulation(APP, config, nodes=8), tmp_path / name)
             assert done.returncode == 0, done.stdout
             assert "left out" not in done.stdout
-            assert "central DP noise with 0.0100 stdev added" in done.stdout  # 0.1 * 0.2 / 2
+            assert "central DP noise with 0.0050 stdev added" in done.stdout  # 0.1 * 0.2 / 4
             resume = {"resume_from": str(only_run(tmp_path / name))}
         results.append((only_run(tmp_path / name) / "results.json").read_text())
     assert len(json.loads(results[0])) == 4
