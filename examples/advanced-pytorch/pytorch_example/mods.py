@@ -27,4 +27,6 @@ def clip_update(message: Message, context: Context, call_next: ClientAppCallable
     """Have Flower shorten what training changed to `dp.clipping-norm`, where privacy is on."""
     if not Config.from_run_config(context.run_config).private:
         return call_next(message, context)
-    return fixedclipping_mod(message, context, call_next)
+    reply = fixedclipping_mod(message, context, call_next)
+    # Its own refusals answer the reply, not the message: the server would wait for round-timeout.
+    return Message(reply.error, reply_to=message) if reply.has_error() else reply

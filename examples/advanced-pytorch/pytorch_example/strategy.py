@@ -64,6 +64,8 @@ class CustomFedAvg(FedAvg):
             self.state.arrays = to_numpy(initial_arrays)
             central = evaluate_fn(0, initial_arrays) if evaluate_fn else None
             self.end_round(0, result, central)
+        else:  # a checkpoint sorts by name; clipping and noise go by the order of the model
+            self.state.arrays = {name: self.state.arrays[name] for name in initial_arrays}
 
         for server_round in range(self.state.round + 1, num_rounds + 1):
             log(INFO, "")

@@ -15,6 +15,7 @@ from flwr.app import (
 from pytorch_example import client_app, task
 from pytorch_example.checkpoint import RunState
 from pytorch_example.config import PERSONAL_HEAD, Config
+from pytorch_example.mods import clip_update
 from pytorch_example.privacy import PrivateFedAvg
 from pytorch_example.replies import update_length
 
@@ -44,6 +45,18 @@ def test_update_is_clipped_and_the_head_goes_round_it(run_config):
     reply, length = train(run_config, noise=1.0, head=reply.content[PERSONAL_HEAD])
     assert length == pytest.approx(NORM, rel=1e-4)
     assert PERSONAL_HEAD in reply.content
+
+
+def test_refusal_by_flowers_mod_answers_the_message(run_config):
+    context = Context(1, 1, {}, RecordDict(), run_config | {"dp.noise-multiplier": 1.0})
+    content = {"arrays": ArrayRecord({"w": Array(np.zeros(3))})}
+    config = ConfigRecord({"clipping_norm": NORM})
+    message = Message(RecordDict(content | {"config": config}), 1, MessageType.TRAIN)
+    message.metadata.__dict__["_message_id"] = "asked"
+    renamed = RecordDict({"arrays": ArrayRecord({"v": Array(np.zeros(3))})})
+    reply = clip_update(message, context, lambda m, c: Message(renamed, reply_to=m))
+    assert "expects the keys" in reply.error.reason
+    assert reply.metadata.reply_to_message_id == "asked"
 
 
 def average(run_config: dict, server_round: int = 1, repeatable: bool = True) -> np.ndarray:
