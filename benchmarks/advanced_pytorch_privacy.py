@@ -13,7 +13,17 @@ SEEDS = (42, 43, 44)
 NODES, ROUNDS = 50, 10
 # Some noise that hides nothing shows what clipping and equal weights cost by themselves.
 CLIPPING_ALONE = 1e-9
-NOISES = {0.25: (0.0, CLIPPING_ALONE, 0.1, 0.3), 1.0: (0.0, 0.3, 1.0)}  # by fraction-train
+KEYS = ("fraction-train", "dp.noise-multiplier", "dp.clipping-norm")
+SETTINGS = (
+    (0.25, 0.0, 1.0),
+    (0.25, CLIPPING_ALONE, 1.0),
+    (0.25, 0.1, 1.0),
+    (0.25, 0.3, 1.0),
+    (1.0, 0.0, 1.0),
+    (1.0, 0.3, 1.0),
+    (1.0, 1.0, 1.0),
+    (1.0, 1.0, 0.5),
+)
 
 
 def accuracies(config: dict[str, Any]) -> list[float]:
@@ -44,12 +54,11 @@ def main() -> None:
         "wandb.mode": "disabled",
     }
     runs = []
-    for fraction, noises in NOISES.items():
-        for noise, seed in product(noises, SEEDS):
-            changes = {"fraction-train": fraction, "dp.noise-multiplier": noise, "seed": seed}
-            reached = accuracies(fixed | changes)
-            print(f"{changes}: {reached[-1]:.3f} after {len(reached) - 1} rounds", flush=True)
-            runs.append({"config": changes, "accuracies": reached})
+    for values, seed in product(SETTINGS, SEEDS):
+        changes = dict(zip(KEYS, values, strict=True)) | {"seed": seed}
+        reached = accuracies(fixed | changes)
+        print(f"{changes}: {reached[-1]:.3f} after {len(reached) - 1} rounds", flush=True)
+        runs.append({"config": changes, "accuracies": reached})
     write_result("advanced-pytorch-privacy", source | {"nodes": NODES, "runs": runs})
 
 

@@ -76,12 +76,13 @@ def privacy_block() -> str:
     grouped = defaultdict(list)
     for run in measured["runs"]:
         config = run["config"]
-        clients = round(measured["nodes"] * config["fraction-train"])
-        grouped[clients, config["dp.noise-multiplier"]].append(run["accuracies"])
+        clients = int(measured["nodes"] * config["fraction-train"])
+        setting = clients, config["dp.noise-multiplier"], config["dp.clipping-norm"]
+        grouped[setting].append(run["accuracies"])
     rounds = max(len(run["accuracies"]) for run in measured["runs"]) - 1
-    names = {0: "0: off", 1e-9: "clipping alone"}
+    names = {0: "0, privacy off", 1e-9: "next to 0, clipping alone"}
     rows = []
-    for (clients, noise), runs in grouped.items():
+    for (clients, noise, norm), runs in grouped.items():
         ended = [len(run) - 1 for run in runs if len(run) - 1 < rounds]
         if ended:
             of = f"{len(ended)} of {len(runs)} runs" if len(ended) < len(runs) else "all runs"
@@ -89,8 +90,10 @@ def privacy_block() -> str:
         else:
             last = [run[-1] for run in runs]
             reached = f"{mean(last):.3f} ({', '.join(f'{value:.3f}' for value in last)})"
-        rows.append([f"{clients} of {measured['nodes']}", names.get(noise, f"{noise}"), reached])
-    header = ["clients a round", "`dp.noise-multiplier`", f"accuracy after {rounds} rounds"]
+        cells = [names.get(noise, f"{noise}"), f"{norm}" if noise else ""]
+        rows.append([f"{clients} of {measured['nodes']}", *cells, reached])
+    header = ["clients a round", "`dp.noise-multiplier`", "`dp.clipping-norm`"]
+    header.append(f"accuracy after {rounds} rounds")
     seeds = sorted({run["config"]["seed"] for run in measured["runs"]})
     return (
         f"{table(header, rows)}\n\n"
