@@ -1,5 +1,6 @@
 """Figures of advanced-pytorch."""
 
+from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 
@@ -70,6 +71,38 @@ def speed_block() -> str:
     )
 
 
+def privacy_block() -> str:
+    measured = result("advanced-pytorch-privacy")
+    grouped = defaultdict(list)
+    for run in measured["runs"]:
+        config = run["config"]
+        clients = int(measured["nodes"] * config["fraction-train"])
+        setting = clients, config["dp.noise-multiplier"], config["dp.clipping-norm"]
+        grouped[setting].append(run["accuracies"])
+    rounds = max(len(run["accuracies"]) for run in measured["runs"]) - 1
+    names = {0: "0, privacy off", 1e-9: "next to 0, clipping alone"}
+    rows = []
+    for (clients, noise, norm), runs in grouped.items():
+        ended = [len(run) - 1 for run in runs if len(run) - 1 < rounds]
+        if ended:
+            of = f"{len(ended)} of {len(runs)} runs" if len(ended) < len(runs) else "all runs"
+            reached = f"{of} ended early, after round {', '.join(map(str, ended))}"
+        else:
+            last = [run[-1] for run in runs]
+            reached = f"{mean(last):.3f} ({', '.join(f'{value:.3f}' for value in last)})"
+        cells = [names.get(noise, f"{noise}"), f"{norm}" if noise else ""]
+        rows.append([f"{clients} of {measured['nodes']}", *cells, reached])
+    header = ["clients a round", "`dp.noise-multiplier`", "`dp.clipping-norm`"]
+    header.append(f"accuracy after {rounds} rounds")
+    seeds = sorted({run["config"]["seed"] for run in measured["runs"]})
+    return (
+        f"{table(header, rows)}\n\n"
+        f"Means over the seeds {', '.join(map(str, seeds))}, on the central test set. A run ends "
+        f"early where so much noise makes the clients' training diverge that fewer than "
+        f"`min-replies` are left. {taken(measured)}"
+    )
+
+
 def offline() -> str:
     return offline_on_digits("advanced-pytorch")
 
@@ -105,4 +138,4 @@ def draw(path: Path) -> None:
 TEACHES = "stateful clients, custom FedAvg, checkpoints, resume, W&B"
 DATA = "Fashion-MNIST, 50 Dirichlet partitions"
 MODEL = "small CNN"
-BLOCKS = {"accuracy": accuracy_block, "speed": speed_block}
+BLOCKS = {"accuracy": accuracy_block, "speed": speed_block, "privacy": privacy_block}

@@ -9,6 +9,7 @@ from torch import nn
 
 from pytorch_example import task
 from pytorch_example.config import PERSONAL_HEAD, Config
+from pytorch_example.mods import carry_head, clip_update
 
 app = ClientApp()
 
@@ -21,14 +22,14 @@ def identify(message: Message, context: Context) -> Message:
     return Message(RecordDict({"node": node}), reply_to=message)
 
 
-@app.train()
+@app.train(mods=[carry_head, clip_update])
 def train(message: Message, context: Context) -> Message:
     """Train the global model, and the personal head beside it, on the local examples."""
     config = Config.from_run_config(context.run_config)
     round_config = message.content["config"]
     examples, _ = load_data(config, context)
     model = load_model(config, message)
-    head = load_personal_head(message, context, model) if config.personal_head else None
+    head = load_personal_head(context, model) if config.personal_head else None
     loss = task.train(
         model,
         examples,
@@ -41,20 +42,18 @@ def train(message: Message, context: Context) -> Message:
     )
     if not math.isfinite(loss):  # before the state is touched, so that the last good head stays
         raise RuntimeError(f"training loss is {loss}; try a smaller learning-rate or momentum")
+    if head is not None:
+        context.state[PERSONAL_HEAD] = ArrayRecord(head.state_dict())
     content = RecordDict(
         {
             "arrays": ArrayRecord(model.state_dict()),
             "metrics": MetricRecord({"train_loss": loss, "num-examples": len(examples.labels)}),
         }
     )
-    if head is not None:
-        context.state[PERSONAL_HEAD] = ArrayRecord(head.state_dict())
-        if config.checkpoint_personal_heads:
-            content[PERSONAL_HEAD] = context.state[PERSONAL_HEAD]
     return Message(content, reply_to=message)
 
 
-@app.evaluate()
+@app.evaluate(mods=[carry_head])
 def evaluate(message: Message, context: Context) -> Message:
     """Test the global model with the global and with the personal head on held-out examples."""
     config = Config.from_run_config(context.run_config)
@@ -62,7 +61,7 @@ def evaluate(message: Message, context: Context) -> Message:
     model = load_model(config, message)
     heads = [model.head]
     if config.personal_head:
-        heads.append(load_personal_head(message, context, model))
+        heads.append(load_personal_head(context, model))
     (loss, accuracy), *personal = task.evaluate(model, examples, *heads)
     metrics = {"eval_loss": loss, "eval_acc": accuracy, "num-examples": len(examples.labels)}
     for personal_loss, personal_accuracy in personal:
@@ -103,13 +102,8 @@ def load_model(config: Config, message: Message) -> task.Net:
     return model.to(task.device())
 
 
-def load_personal_head(message: Message, context: Context, model: task.Net) -> nn.Linear:
-    """Return the head from this client's state, at first a copy of the global one.
-
-    After a resume the server hands the head back in a message, since the state began empty.
-    """
-    if PERSONAL_HEAD in message.content:
-        context.state[PERSONAL_HEAD] = message.content[PERSONAL_HEAD]
+def load_personal_head(context: Context, model: task.Net) -> nn.Linear:
+    """Return the head from this client's state, at first a copy of the global one."""
     head = nn.Linear(model.head.in_features, model.head.out_features)
     saved = context.state.get(PERSONAL_HEAD)
     head.load_state_dict(saved.to_torch_state_dict() if saved else model.head.state_dict())

@@ -9,8 +9,8 @@ def key(check: Any, allowed: str, name: str = "") -> Any:
     return field(metadata={"check": check, "allowed": allowed, "name": name})
 
 
-def at_least(low: float) -> Any:
-    return key(lambda v: v >= low, f"a number of at least {low}")
+def at_least(low: float, name: str = "") -> Any:
+    return key(lambda v: low <= v < float("inf"), f"a number of at least {low}", name)
 
 
 def fraction(*, zero: bool = False, one: bool = True) -> Any:
@@ -21,8 +21,8 @@ def fraction(*, zero: bool = False, one: bool = True) -> Any:
     )
 
 
-def positive() -> Any:
-    return key(lambda v: 0 < v < float("inf"), "a number above 0")
+def positive(name: str = "") -> Any:
+    return key(lambda v: 0 < v < float("inf"), "a number above 0", name)
 
 
 def some_text(name: str = "") -> Any:
@@ -70,11 +70,19 @@ class Config:
     server_learning_rate: float = positive()
     server_momentum: float = fraction(zero=True, one=False)
     seed: int = at_least(0)
+    dp_noise_multiplier: float = at_least(0, "dp.noise-multiplier")
+    dp_clipping_norm: float = positive("dp.clipping-norm")
+    dp_repeatable_noise: bool = key(lambda v: True, "true or false", "dp.repeatable-noise")
     output_dir: str = some_text()
     resume_from: str = key(lambda v: True, "a folder of an earlier run, or empty")
     checkpoint_personal_heads: bool = key(lambda v: True, "true or false")
     wandb_mode: str = key(WANDB_MODES.__contains__, f"one of {WANDB_MODES}", "wandb.mode")
     wandb_project: str = some_text("wandb.project")
+
+    @property
+    def private(self) -> bool:
+        """Whether clients clip their updates and the server adds noise to the average."""
+        return self.dp_noise_multiplier > 0
 
     @classmethod
     def from_run_config(cls, run_config: dict[str, Any]) -> Self:

@@ -8,6 +8,7 @@ from pytorch_example import task
 from pytorch_example.config import Config
 from pytorch_example.errors import shown
 from pytorch_example.outputs import open_run
+from pytorch_example.privacy import PrivateFedAvg
 from pytorch_example.strategy import CustomFedAvg
 from pytorch_example.tracking import tracker
 
@@ -37,7 +38,8 @@ def main(grid: Grid, context: Context) -> None:
             run.save()
             log_round(run.state.history[-1])
 
-        CustomFedAvg(config, run.state, save_round).start(
+        strategy = PrivateFedAvg if config.private else CustomFedAvg
+        strategy(config, run.state, save_round).start(
             grid,
             ArrayRecord(model.state_dict()),
             num_rounds=config.num_server_rounds,

@@ -12,5 +12,5 @@ def run_config() -> dict[str, Any]:
     """The run config of pyproject.toml, flat, as an app receives it."""
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     config = tomllib.loads(text)["tool"]["flwr"]["app"]["config"]
-    wandb = config.pop("wandb")
-    return config | {f"wandb.{key}": value for key, value in wandb.items()}
+    nested = {group: config.pop(group) for group in ("dp", "wandb")}
+    return config | {f"{g}.{key}": value for g in nested for key, value in nested[g].items()}

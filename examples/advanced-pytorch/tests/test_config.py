@@ -35,6 +35,10 @@ def test_every_key_is_read(run_config):
         ("personal-head", "yes"),
         ("server-momentum", -0.1),
         ("seed", -1),
+        ("dp.noise-multiplier", -0.1),
+        ("dp.noise-multiplier", float("inf")),
+        ("dp.clipping-norm", 0.0),
+        ("dp.repeatable-noise", "yes"),
         ("wandb.mode", "sometimes"),
     ],
 )

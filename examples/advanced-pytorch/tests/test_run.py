@@ -146,6 +146,25 @@ def test_resume_with_another_config_names_the_key(finished, tmp_path):
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_private_run_repeats_and_resumes(tmp_path):
+    """A run in one go and one in two: same noise, same clipping, same heads, same results."""
+    privacy = {"dp.noise-multiplier": 0.1, "dp.clipping-norm": 0.2, "dp.repeatable-noise": True}
+    results = []
+    for name, stops in (("whole", [3]), ("resumed", [1, 3])):
+        (tmp_path / name).mkdir()
+        resume = {}
+        for rounds in stops:
+            config = offline(num_server_rounds=rounds, fraction_train=0.5, **privacy, **resume)
+            done = run(simulation(APP, config, nodes=8), tmp_path / name)
+            assert done.returncode == 0, done.stdout
+            assert "left out" not in done.stdout
+            assert "central DP noise with 0.0050 stdev added" in done.stdout  # 0.1 * 0.2 / 4
+            resume = {"resume_from": str(only_run(tmp_path / name))}
+        results.append((only_run(tmp_path / name) / "results.json").read_text())
+    assert len(json.loads(results[0])) == 4
+    assert results[0] == results[1]
+
+
 FAULTY_CLIENT = """
 import os, signal
 from flwr.app import ArrayRecord, Array, MessageType

@@ -36,6 +36,7 @@ class RunState:
         names = ("config", "round", "best_round", "best_accuracy", "history")
         state = json.dumps({name: getattr(self, name) for name in names})
         metadata = {"format": FORMAT, "state": state, "sha256": digest(state, tensors)}
+        metadata["names"] = json.dumps(list(tensors))  # the file itself has another order
         write_whole(path, safetensors.numpy.save(tensors, metadata))
 
     @classmethod
@@ -56,9 +57,9 @@ class RunState:
         if metadata["sha256"] != digest(metadata["state"], tensors):
             raise ValueError(f"resume-from: {path} is damaged (its checksum differs)")
         state = cls(**json.loads(metadata["state"]))
-        for name, array in tensors.items():
+        for name in json.loads(metadata["names"]):
             group, _, key = name.partition("/")
-            getattr(state, group)[key] = array
+            getattr(state, group)[key] = tensors[name]
         return state
 
 

@@ -230,8 +230,13 @@ class Rounds(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord, MetricRecord]:
         """Average the good models, weighted by their numbers of examples."""
-        good = self.good_replies(server_round, replies, "training")
-        return super().aggregate_train(server_round, good)
+        return self.average(server_round, self.good_replies(server_round, replies, "training"))
+
+    def average(
+        self, server_round: int, replies: list[Message]
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """Average arrays and metrics as Flower does."""
+        return super().aggregate_train(server_round, replies)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]

@@ -1,0 +1,66 @@
+"""Accuracy that differential privacy costs advanced-pytorch, with few and all clients a round."""
+
+import argparse
+import json
+import tempfile
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, default_dataset, provenance, simulate, write_result
+
+SEEDS = (42, 43, 44)
+NODES, ROUNDS = 50, 10
+# Some noise that hides nothing shows what clipping and equal weights cost by themselves.
+CLIPPING_ALONE = 1e-9
+KEYS = ("fraction-train", "dp.noise-multiplier", "dp.clipping-norm")
+SETTINGS = (
+    (0.25, 0.0, 1.0),
+    (0.25, CLIPPING_ALONE, 1.0),
+    (0.25, 0.1, 1.0),
+    (0.25, 0.3, 1.0),
+    (1.0, 0.0, 1.0),
+    (1.0, 0.3, 1.0),
+    (1.0, 1.0, 1.0),
+    (1.0, 1.0, 0.5),
+)
+
+
+def accuracies(config: dict[str, Any]) -> list[float]:
+    """Return the centralized accuracy of each whole round, the untrained model's first."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for _ in simulate(ROOT / "examples/advanced-pytorch", NODES, config, Path(folder)):
+                pass
+        except RuntimeError as error:  # too much noise, and training ends in NaN
+            if "min-replies = " not in str(error):
+                raise
+        [results] = Path(folder).glob("outputs/*/*/results.json")
+        history = json.loads(results.read_text())
+    return [entry["evaluate_metrics_serverapp"]["accuracy"] for entry in history]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--dataset", default=default_dataset("fashion_mnist", "zalando-datasets/fashion_mnist")
+    )
+    arguments = parser.parse_args()
+    source = provenance()
+    fixed = {
+        "dataset": arguments.dataset,
+        "num-server-rounds": ROUNDS,
+        "dp.repeatable-noise": True,
+        "wandb.mode": "disabled",
+    }
+    runs = []
+    for values, seed in product(SETTINGS, SEEDS):
+        changes = dict(zip(KEYS, values, strict=True)) | {"seed": seed}
+        reached = accuracies(fixed | changes)
+        print(f"{changes}: {reached[-1]:.3f} after {len(reached) - 1} rounds", flush=True)
+        runs.append({"config": changes, "accuracies": reached})
+    write_result("advanced-pytorch-privacy", source | {"nodes": NODES, "runs": runs})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""With privacy on: clients clip, all count the same, and the average is noisy."""
+
+import numpy as np
+import pytest
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from pytorch_example import client_app, task
+from pytorch_example.checkpoint import RunState
+from pytorch_example.config import PERSONAL_HEAD, Config
+from pytorch_example.mods import clip_update
+from pytorch_example.privacy import PrivateFedAvg
+from pytorch_example.replies import update_length
+
+NORM = 0.1
+
+
+def train(run_config: dict, noise: float, head: ArrayRecord | None = None) -> tuple[Message, float]:
+    """Have partition 0 train as the app does; return its reply and the length of its update."""
+    changes = {"dataset": "digits", "min-partition-size": 8, "dp.noise-multiplier": noise}
+    node = {"partition-id": 0, "num-partitions": 50}
+    context = Context(1, 1, node, RecordDict(), run_config | changes)
+    sent = ArrayRecord(task.Net().state_dict())
+    config = ConfigRecord({"learning-rate": 0.1, "server-round": 1, "clipping_norm": NORM})
+    content = RecordDict({"arrays": sent, "config": config})
+    if head:
+        content[PERSONAL_HEAD] = head
+    reply = client_app.app(Message(content, 1, MessageType.TRAIN), context)
+    assert not reply.has_error()
+    return reply, update_length(reply, sent)
+
+
+def test_update_is_clipped_and_the_head_goes_round_it(run_config):
+    reply, length = train(run_config, noise=0.0)
+    assert length > 2 * NORM
+    reply, length = train(run_config, noise=1.0)
+    assert length == pytest.approx(NORM, rel=1e-4)
+    reply, length = train(run_config, noise=1.0, head=reply.content[PERSONAL_HEAD])
+    assert length == pytest.approx(NORM, rel=1e-4)
+    assert PERSONAL_HEAD in reply.content
+
+
+def test_refusal_by_flowers_mod_answers_the_message(run_config):
+    context = Context(1, 1, {}, RecordDict(), run_config | {"dp.noise-multiplier": 1.0})
+    content = {"arrays": ArrayRecord({"w": Array(np.zeros(3))})}
+    config = ConfigRecord({"clipping_norm": NORM})
+    message = Message(RecordDict(content | {"config": config}), 1, MessageType.TRAIN)
+    message.metadata.__dict__["_message_id"] = "asked"
+    renamed = RecordDict({"arrays": ArrayRecord({"v": Array(np.zeros(3))})})
+    reply = clip_update(message, context, lambda m, c: Message(renamed, reply_to=m))
+    assert "expects the keys" in reply.error.reason
+    assert reply.metadata.reply_to_message_id == "asked"
+
+
+def average(run_config: dict, server_round: int = 1, repeatable: bool = True) -> np.ndarray:
+    """Average a client with 1 example that sends zeros and one with 999 that sends ones."""
+    changes = {"dp.noise-multiplier": 0.5, "dp.clipping-norm": NORM}
+    config = run_config | changes | {"dp.repeatable-noise": repeatable}
+    strategy = PrivateFedAvg(Config.from_run_config(config), RunState(config), lambda: None)
+    replies = []
+    for value, examples in ((0.0, 1), (1.0, 999)):
+        arrays = ArrayRecord({"w": Array(np.full((100, 100), value, np.float32))})
+        metrics = MetricRecord({"train_loss": value, "num-examples": examples})
+        question = Message(RecordDict(), 1, MessageType.TRAIN)
+        content = RecordDict({"arrays": arrays, "metrics": metrics})
+        replies.append(Message(content, reply_to=question))
+    arrays, metrics = strategy.average(server_round, replies)
+    assert metrics["train_loss"] == 0.5
+    return arrays["w"].numpy()
+
+
+def test_noise_fits_the_number_of_replies(run_config):
+    noisy = average(run_config)
+    assert noisy.mean() == pytest.approx(0.5, abs=0.01)
+    assert noisy.std() == pytest.approx(0.5 * NORM / 2, rel=0.05)
+
+
+def test_noise_repeats_only_where_it_is_asked_to(run_config):
+    noisy = average(run_config)
+    assert np.array_equal(noisy, average(run_config))
+    assert not np.array_equal(noisy, average(run_config, server_round=2))
+    secret = [average(run_config, repeatable=False) for _ in range(2)]
+    assert not np.array_equal(*secret)
