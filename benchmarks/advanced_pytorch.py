@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, default_dataset, provenance, simulate, write_result
+from common import ROOT, SEED, default_dataset, measurement, simulate
 
 APP = ROOT / "examples" / "advanced-pytorch"
 NODES = 50
@@ -150,32 +150,33 @@ def main() -> None:
     if arguments.plain:
         plain_loop(arguments.dataset, arguments.rounds, arguments.plain)
         return
-    config = {"dataset": arguments.dataset, "num-server-rounds": arguments.rounds}
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for repeat in range(arguments.repeats):
-        for name, measure in {
-            "plain, 1 thread": lambda: measure_plain(arguments.dataset, arguments.rounds, 1),
-            "plain, 2 threads": lambda: measure_plain(arguments.dataset, arguments.rounds, 2),
-            "example": lambda: measure_app(APP, config | {"wandb.mode": "disabled"}),
-            "straightforward": lambda: measure_app(
-                ROOT / "benchmarks" / "straightforward_pytorch", config
-            ),
-        }.items():
-            result = measure()
-            if name == "straightforward":
-                result["round_seconds"].pop(0)  # the initial evaluation
-            runs.setdefault(name, []).append(result)
-            print(f"{repeat + 1}. {name}: {after_start(result):.2f} s a round", flush=True)
-    seconds = {name: statistics.median(map(after_start, rs)) for name, rs in runs.items()}
-    plain = min(seconds["plain, 1 thread"], seconds["plain, 2 threads"])
-    summary = {
-        "seconds_a_round": seconds,
-        "example_over_plain": seconds["example"] / plain,
-        "straightforward_over_example": seconds["straightforward"] / seconds["example"],
-        "same_accuracy": same_accuracy(runs),
-    }
-    print(json.dumps(summary, indent=1))
-    write_result("advanced-pytorch-speed", provenance() | {"summary": summary, "runs": runs})
+    with measurement("advanced-pytorch-speed", seeds=(SEED,)) as result:
+        config = {"dataset": arguments.dataset, "num-server-rounds": arguments.rounds}
+        runs: dict[str, list[dict[str, Any]]] = {}
+        for repeat in range(arguments.repeats):
+            for name, measure in {
+                "plain, 1 thread": lambda: measure_plain(arguments.dataset, arguments.rounds, 1),
+                "plain, 2 threads": lambda: measure_plain(arguments.dataset, arguments.rounds, 2),
+                "example": lambda: measure_app(APP, config | {"wandb.mode": "disabled"}),
+                "straightforward": lambda: measure_app(
+                    ROOT / "benchmarks" / "straightforward_pytorch", config
+                ),
+            }.items():
+                taken = measure()
+                if name == "straightforward":
+                    taken["round_seconds"].pop(0)  # the initial evaluation
+                runs.setdefault(name, []).append(taken)
+                print(f"{repeat + 1}. {name}: {after_start(taken):.2f} s a round", flush=True)
+        seconds = {name: statistics.median(map(after_start, rs)) for name, rs in runs.items()}
+        plain = min(seconds["plain, 1 thread"], seconds["plain, 2 threads"])
+        result["runs"] = runs
+        result["summary"] = {
+            "seconds_a_round": seconds,
+            "example_over_plain": seconds["example"] / plain,
+            "straightforward_over_example": seconds["straightforward"] / seconds["example"],
+            "same_accuracy": same_accuracy(runs),
+        }
+        print(json.dumps(result["summary"], indent=1))
 
 
 def after_start(result: dict[str, Any]) -> float:

@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, default_dataset, provenance, simulate, write_result
+from common import ROOT, default_dataset, measurement, simulate
 
 SEEDS = (42, 43, 44)
 
@@ -18,23 +18,25 @@ def main() -> None:
         "--dataset", default=default_dataset("fashion_mnist", "zalando-datasets/fashion_mnist")
     )
     arguments = parser.parse_args()
-    runs = []
-    for seed in SEEDS:
-        config = {
-            "dataset": arguments.dataset,
-            "num-server-rounds": arguments.rounds,
-            "seed": seed,
-            "wandb.mode": "disabled",
-        }
-        began = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            for line in simulate(ROOT / "examples/advanced-pytorch", 50, config, Path(folder)):
-                if "serverapp: accuracy" in line:
-                    print(f"seed {seed}: {line.split('serverapp: ')[1].strip()}", flush=True)
-            [results] = Path(folder).glob("outputs/*/*/results.json")
-            history = json.loads(results.read_text())
-        runs.append({"seed": seed, "seconds": time.monotonic() - began, "history": history})
-    write_result("advanced-pytorch-accuracy", provenance() | {"nodes": 50, "runs": runs})
+    with measurement("advanced-pytorch-accuracy", SEEDS) as result:
+        result |= {"nodes": 50, "runs": []}
+        for seed in SEEDS:
+            config = {
+                "dataset": arguments.dataset,
+                "num-server-rounds": arguments.rounds,
+                "seed": seed,
+                "wandb.mode": "disabled",
+            }
+            began = time.monotonic()
+            with tempfile.TemporaryDirectory() as folder:
+                for line in simulate(ROOT / "examples/advanced-pytorch", 50, config, Path(folder)):
+                    if "serverapp: accuracy" in line:
+                        print(f"seed {seed}: {line.split('serverapp: ')[1].strip()}", flush=True)
+                [results] = Path(folder).glob("outputs/*/*/results.json")
+                history = json.loads(results.read_text())
+            result["runs"].append(
+                {"seed": seed, "seconds": time.monotonic() - began, "history": history}
+            )
 
 
 if __name__ == "__main__":

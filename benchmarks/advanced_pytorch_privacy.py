@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, default_dataset, provenance, simulate, write_result
+from common import ROOT, default_dataset, measurement, simulate
 
 SEEDS = (42, 43, 44)
 NODES, ROUNDS = 50, 10
@@ -46,20 +46,19 @@ def main() -> None:
         "--dataset", default=default_dataset("fashion_mnist", "zalando-datasets/fashion_mnist")
     )
     arguments = parser.parse_args()
-    source = provenance()
     fixed = {
         "dataset": arguments.dataset,
         "num-server-rounds": ROUNDS,
         "dp.repeatable-noise": True,
         "wandb.mode": "disabled",
     }
-    runs = []
-    for values, seed in product(SETTINGS, SEEDS):
-        changes = dict(zip(KEYS, values, strict=True)) | {"seed": seed}
-        reached = accuracies(fixed | changes)
-        print(f"{changes}: {reached[-1]:.3f} after {len(reached) - 1} rounds", flush=True)
-        runs.append({"config": changes, "accuracies": reached})
-    write_result("advanced-pytorch-privacy", source | {"nodes": NODES, "runs": runs})
+    with measurement("advanced-pytorch-privacy", SEEDS) as result:
+        result |= {"nodes": NODES, "runs": []}
+        for values, seed in product(SETTINGS, SEEDS):
+            changes = dict(zip(KEYS, values, strict=True)) | {"seed": seed}
+            reached = accuracies(fixed | changes)
+            print(f"{changes}: {reached[-1]:.3f} after {len(reached) - 1} rounds", flush=True)
+            result["runs"].append({"config": changes, "accuracies": reached})
 
 
 if __name__ == "__main__":

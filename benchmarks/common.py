@@ -6,8 +6,9 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 HERE = str(Path(__file__).resolve().parent)
 sys.path[:] = [path for path in sys.path if os.path.realpath(path or ".") != HERE] + [HERE]
 sys.path.append(str(ROOT / "tools"))
-PACKAGES = ("flwr", "flwr-datasets", "ray", "torch", "numpy")
+PACKAGES = ("flwr", "flwr-datasets", "ray", "torch", "torchvision", "numpy", "datasets")
+PACKAGES += ("transformers", "peft", "bitsandbytes")
+SEED = 42  # the examples' own
 ONE_CPU = '{"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}'
 
 
@@ -37,8 +40,33 @@ def declared_config(app: Path, *, offline: bool = False) -> dict[str, Any]:
     return declared | (flatten(load_toml(app / "offline.toml")) if offline else {})
 
 
-def provenance() -> dict[str, Any]:
-    """Return what someone needs to take the measurement again: command, commit, versions."""
+@contextmanager
+def measurement(
+    name: str, seeds: Sequence[int], *, trial: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Yield a dictionary for what is measured; write it to `results/<name>.json` at the end.
+
+    It holds what someone needs to take the measurement again. A measurement that fails writes
+    nothing.
+
+    Args:
+        name: of the file.
+        seeds: of all that is drawn at random in what is measured.
+        trial: of the script only; nothing is written.
+    """
+    result, began = provenance(seeds), time.monotonic()
+    yield result
+    result["wall_seconds"] = round(time.monotonic() - began, 1)
+    if trial:
+        print("a trial: nothing written")
+        return
+    path = ROOT / "results" / f"{name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"wrote {path.relative_to(ROOT)}")
+
+
+def provenance(seeds: Sequence[int]) -> dict[str, Any]:
+    """Return where, when, and from what a measurement is taken."""
     return {
         "command": command(),
         "commit": commit(),
@@ -50,8 +78,18 @@ def provenance() -> dict[str, Any]:
             "gpu": gpu(),
         },
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": versions(),
+        "seeds": list(seeds),
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that matter, as far as they are installed."""
+    found = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def gpu() -> str | None:
@@ -86,12 +124,6 @@ def processor() -> str:
     return platform.processor()
 
 
-def write_result(name: str, result: dict[str, Any]) -> None:
-    path = ROOT / "results" / f"{name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"wrote {path.relative_to(ROOT)}")
-
-
 def simulate(app: Path, nodes: int, run_config: dict[str, Any], folder: Path) -> Iterator[str]:
     """Run an app with `flower-simulation` in a folder and yield its log line by line.
 
@@ -115,3 +147,9 @@ def simulate(app: Path, nodes: int, run_config: dict[str, Any], folder: Path) ->
         yield line
     if process.wait() != 0:
         raise RuntimeError(f"{app} failed:\n{''.join(lines[-30:])}")
+
+
+def in_words(row: dict[str, Any]) -> str:
+    """Return the cells of a row for the eye, floats to four places."""
+    cells = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+    return ", ".join(cells)

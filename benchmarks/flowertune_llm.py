@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, declared_config, provenance, simulate, write_result
+from common import ROOT, SEED, declared_config, measurement, simulate
 from flowertune_llm import models, task
 from flowertune_llm.client_app import derive_seed
 from flowertune_llm.config import Config
@@ -109,19 +109,16 @@ def main() -> None:
     if part := parser.parse_args().part:
         print(json.dumps(bare(ROUNDS + 1) if part[0] == "bare" else peak(part[1])))
         return
-    speeds = []
-    for _ in range(REPEATS):
-        loop, seconds = alone("--part", "bare"), federated_seconds()
-        speeds.append(loop | {"federated_seconds": seconds, "ratio": seconds / loop["seconds"]})
-        print(speeds[-1], flush=True)
-    memory = {}
-    for name in PRECISIONS:
-        memory[name] = alone("--part", "peak", name)
-        print(name, memory[name], flush=True)
-    result = {"steps": STEPS, "rounds": ROUNDS, "batch": BATCH}
-    write_result(
-        "flowertune-llm-speed", provenance() | result | {"speed": speeds, "memory": memory}
-    )
+    with measurement("flowertune-llm-speed", seeds=(SEED,)) as result:
+        result |= {"steps": STEPS, "rounds": ROUNDS, "batch": BATCH, "speed": [], "memory": {}}
+        for _ in range(REPEATS):
+            loop, seconds = alone("--part", "bare"), federated_seconds()
+            speed = {"federated_seconds": seconds, "ratio": seconds / loop["seconds"]}
+            result["speed"].append(loop | speed)
+            print(loop | speed, flush=True)
+        for name in PRECISIONS:
+            result["memory"][name] = alone("--part", "peak", name)
+            print(name, result["memory"][name], flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, declared_config, provenance, simulate, write_result
+from common import ROOT, declared_config, measurement, simulate
 from datasets import concatenate_datasets
 from flowertune_llm import models, task
 from flowertune_llm.config import Config
@@ -68,23 +68,23 @@ def centralised(run_config: dict[str, Any], batch: int) -> list[list[float]]:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     torch.set_num_threads(2)
-    runs: dict[str, list[list[list[float]]]] = {}
-    sent = {}
-    for dtype, seed in itertools.product(TRANSPORTS, SEEDS):
-        changes = {"seed": seed, "strategy.transport-dtype": dtype}
-        began = time.monotonic()
-        points, sent[dtype] = federated(settings() | changes)
-        runs.setdefault(f"federated, {dtype}", []).append(points)
-        took = time.monotonic() - began
-        print(f"{dtype}, seed {seed}: {points[-1][1]:.4f} in {took:.0f} s", flush=True)
-    batch = settings()[BATCH]
-    for size, seed in itertools.product((batch, 2 * batch), SEEDS):
-        points = centralised(settings() | {"seed": seed}, size)
-        runs.setdefault(f"centralised, batch {size}", []).append(points)
-        print(f"centralised, batch {size}, seed {seed}: {points[-1][1]:.4f}", flush=True)
-    result = {"seeds": SEEDS, "rounds": ROUNDS, "clients": CLIENTS, "batch": batch}
-    result |= {"steps": settings()[STEPS], "sent_bytes": sent, "runs": runs}
-    write_result("flowertune-llm-accuracy", provenance() | result)
+    with measurement("flowertune-llm-accuracy", SEEDS) as result:
+        runs: dict[str, list[list[list[float]]]] = {}
+        sent = {}
+        for dtype, seed in itertools.product(TRANSPORTS, SEEDS):
+            changes = {"seed": seed, "strategy.transport-dtype": dtype}
+            began = time.monotonic()
+            points, sent[dtype] = federated(settings() | changes)
+            runs.setdefault(f"federated, {dtype}", []).append(points)
+            took = time.monotonic() - began
+            print(f"{dtype}, seed {seed}: {points[-1][1]:.4f} in {took:.0f} s", flush=True)
+        batch = settings()[BATCH]
+        for size, seed in itertools.product((batch, 2 * batch), SEEDS):
+            points = centralised(settings() | {"seed": seed}, size)
+            runs.setdefault(f"centralised, batch {size}", []).append(points)
+            print(f"centralised, batch {size}, seed {seed}: {points[-1][1]:.4f}", flush=True)
+        result |= {"rounds": ROUNDS, "clients": CLIENTS, "batch": batch}
+        result |= {"steps": settings()[STEPS], "sent_bytes": sent, "runs": runs}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, declared_config, provenance, write_result
+from common import ROOT, SEED, declared_config, in_words, measurement
 from datasets import Dataset
 from flowertune_llm import models, task
 from flowertune_llm.config import Config
@@ -63,6 +63,7 @@ def measure(name: str, folder: Path, batch: int, length: int) -> dict[str, Any]:
     config = Config.from_run_config(run_config)
     model = models.load_model(config)
     models.set_adapter(model, models.initial_adapter(config))
+    torch.manual_seed(SEED)
     rows = torch.randint(4, 1000, (batch * STEPS, length)).tolist()
     data = Dataset.from_dict({"input_ids": rows, "labels": rows})
     task.train(model, data, config, 1e-5, 0)  # warms up
@@ -89,29 +90,24 @@ def main() -> None:
         print(f"skipped: no CUDA device for PyTorch {torch.__version__} here; --on-cpu to try")
         return
     shape, batch, length = (SMALL, 2, 32) if small else (OPEN_LLAMA_3B, 16, 512)
-    rows, left_out = [], {}
-    with tempfile.TemporaryDirectory() as folder:
-        make_model(shape, "cpu" if small else "cuda", Path(folder))
-        for name in PRECISIONS:
-            models.load_model.cache_clear()
-            gc.collect()
-            if not small:
-                torch.cuda.empty_cache()
-            try:
-                rows.append(measure(name, Path(folder), batch, length))
-            except RuntimeError as error:
-                left_out[name] = str(error)
-                print(f"   {name} left out: {error}")
-                continue
-            cells = (
-                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()
-            )
-            print("  ", ", ".join(cells))
-    if small:
-        print("tried on the CPU, small: nothing written")
-        return
-    result = {"shape": shape, "batch": batch, "length": length, "rows": rows, "left_out": left_out}
-    write_result("flowertune-llm-gpu", provenance() | result)
+    with measurement("flowertune-llm-gpu", seeds=(SEED,), trial=small) as result:
+        rows, left_out = [], {}
+        with tempfile.TemporaryDirectory() as folder:
+            make_model(shape, "cpu" if small else "cuda", Path(folder))
+            for name in PRECISIONS:
+                models.load_model.cache_clear()
+                gc.collect()
+                if not small:
+                    torch.cuda.empty_cache()
+                try:
+                    rows.append(measure(name, Path(folder), batch, length))
+                except RuntimeError as error:
+                    left_out[name] = str(error)
+                    print(f"   {name} left out: {error}")
+                    continue
+                print("  ", in_words(rows[-1]))
+        result |= {"shape": shape, "batch": batch, "length": length}
+        result |= {"rows": rows, "left_out": left_out}
 
 
 if __name__ == "__main__":

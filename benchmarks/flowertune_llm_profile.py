@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from common import ROOT, provenance, simulate, write_result
+from common import ROOT, SEED, measurement, simulate
 from flowertune_llm import models, profiling, transport
 from flowertune_llm.config import Config
 from flwr.app import Context, Message, MetricRecord, RecordDict
@@ -116,12 +116,12 @@ def simulated() -> list[float]:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
-    own, rounds = added(), simulated()
-    result = {"messages": MESSAGES, "clients": CLIENTS, "message_seconds": own["message"]}
-    result |= {"round_seconds": own["round"], "simulated_seconds": rounds}
-    result["share"] = own["round"] / min(rounds)
-    print(result)
-    write_result("flowertune-llm-profile", provenance() | result)
+    with measurement("flowertune-llm-profile", seeds=(SEED,)) as result:
+        own, rounds = added(), simulated()
+        result |= {"messages": MESSAGES, "clients": CLIENTS, "message_seconds": own["message"]}
+        result |= {"round_seconds": own["round"], "simulated_seconds": rounds}
+        result["share"] = own["round"] / min(rounds)
+        print(result)
 
 
 if __name__ == "__main__":

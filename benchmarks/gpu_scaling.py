@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from common import ROOT, default_dataset, provenance, simulate, write_result
+from common import ROOT, SEED, default_dataset, measurement, simulate
 from watch import Memory, pss
 
 APP = ROOT / "examples" / "gpu-scaling"
@@ -83,7 +83,7 @@ def write_part(dataset: str, images: int, folder: Path) -> None:
     from gpu_scaling.decoding import load_split
 
     for split, count in (("train", images), ("test", TEST_IMAGES)):
-        data = load_split(dataset, split).shuffle(seed=0).select(range(count))
+        data = load_split(dataset, split).shuffle(seed=SEED).select(range(count))
         data.to_parquet(folder / f"{split}.parquet")
 
 
@@ -261,7 +261,8 @@ def main() -> None:
     for name in given.parts or parts:
         if name not in parts:
             parser.error(f"--parts {name}: no such part; there are {', '.join(parts)}")
-        write_result(f"gpu-scaling-{name}", provenance() | parts[name]())
+        with measurement(f"gpu-scaling-{name}", seeds=(SEED,)) as result:
+            result |= parts[name]()
 
 
 if __name__ == "__main__":

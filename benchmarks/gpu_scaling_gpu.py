@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import provenance, write_result
+from common import SEED, in_words, measurement
 from gpu_scaling import steps
 from gpu_scaling.dataset import SPLITS, Source
 from gpu_scaling.executors import Inline, Options, Pool, Spawn
@@ -57,7 +57,7 @@ def free_bytes() -> int:
 def random_data(folder: str, clients: int, images: int) -> Source:
     """Write random images where the data of so many clients would be."""
     source = Source("random", clients, "iid", 0.5, 2, 0, folder)
-    rng, count = np.random.default_rng(0), clients * images
+    rng, count = np.random.default_rng(SEED), clients * images
     source.rows.mkdir(parents=True)
     (source.images / "classes.json").write_text("10")
     for split in SPLITS:
@@ -129,23 +129,15 @@ def main() -> None:
         print(f"skipped: no CUDA device for PyTorch {torch.__version__} here; --on-cpu to try")
         return
     clients, images, sizes = (8, 8, (1, 2)) if small else (CLIENTS, IMAGES, WORKERS)
-    with tempfile.TemporaryDirectory() as folder:
-        source = random_data(folder, clients, images)
-        rows = [measure(source, workers) for workers in (*sizes, 0)]
-        lines = rows if small else rows + others(source, clients)
-    for line in lines:
-        print(
-            ", ".join(
-                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in line.items()
-            )
-        )
-    if small:
-        print("tried on the CPU, small: nothing written")
-        return
-    result = {"clients": clients, "images": images, "batch": SETTINGS.batch_size}
-    write_result(
-        "gpu-scaling-gpu", provenance() | result | {"rows": rows, "others": lines[len(rows) :]}
-    )
+    with measurement("gpu-scaling-gpu", seeds=(SEED,), trial=small) as result:
+        with tempfile.TemporaryDirectory() as folder:
+            source = random_data(folder, clients, images)
+            rows = [measure(source, workers) for workers in (*sizes, 0)]
+            lines = rows if small else rows + others(source, clients)
+        for line in lines:
+            print(in_words(line))
+        result |= {"clients": clients, "images": images, "batch": SETTINGS.batch_size}
+        result |= {"rows": rows, "others": lines[len(rows) :]}
 
 
 if __name__ == "__main__":

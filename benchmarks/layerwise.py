@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import psutil
-from common import ROOT, provenance, simulate, write_result
+from common import ROOT, SEED, measurement, simulate
 
 sys.path.insert(0, str(ROOT / "tools"))
 APP = ROOT / "examples" / "flowertune-llm"
@@ -209,7 +209,8 @@ def main() -> None:
     )
     parser.add_argument("part", choices=PARTS)
     part = parser.parse_args().part
-    write_result(f"layerwise-{part}", provenance() | PARTS[part]())
+    with measurement(f"layerwise-{part}", seeds=(SEED,)) as result:
+        result |= PARTS[part]()
 
 
 if __name__ == "__main__":

@@ -8,11 +8,10 @@ and most examples do; the example keeps decoded images in one tensor and convert
 import argparse
 import statistics
 import time
-from typing import Any
 
 import torch
 from centralized_to_federated import task
-from common import default_dataset, provenance, write_result
+from common import SEED, default_dataset, measurement
 from datasets import load_dataset
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -70,7 +69,7 @@ def measure(dataset: str, network: str) -> dict[str, list[float]]:
             batch_size=BATCH,
             learning_rate=0.01,
             momentum=0.9,
-            seed=0,
+            seed=SEED,
         )
         speeds["tensors"].append(len(samples) / (time.perf_counter() - began))
     return speeds
@@ -81,19 +80,20 @@ def main() -> None:
     parser.add_argument("--dataset", default=default_dataset("cifar10", "uoft-cs/cifar10"))
     dataset = parser.parse_args().dataset
     torch.set_num_threads(1)  # as a client of the simulation has it
-    result: dict[str, Any] = {"batch": BATCH, "networks": {}}
-    for network in task.NETWORKS:
-        speeds = measure(dataset, network)
-        medians = {way: statistics.median(values) for way, values in speeds.items()}
-        ratio = statistics.median(
-            ours / theirs for ours, theirs in zip(speeds["tensors"], speeds["loader"], strict=True)
-        )
-        result["networks"][network] = medians | {"ratio": ratio}
-        print(
-            f"{network}: {medians['loader']:.0f} images/s with a DataLoader, "
-            f"{medians['tensors']:.0f} with tensors: {ratio:.2f} times"
-        )
-    write_result("pytorch-from-centralized-to-federated-speed", provenance() | result)
+    with measurement("pytorch-from-centralized-to-federated-speed", seeds=(SEED,)) as result:
+        result |= {"batch": BATCH, "networks": {}}
+        for network in task.NETWORKS:
+            speeds = measure(dataset, network)
+            medians = {way: statistics.median(values) for way, values in speeds.items()}
+            ratio = statistics.median(
+                ours / theirs
+                for ours, theirs in zip(speeds["tensors"], speeds["loader"], strict=True)
+            )
+            result["networks"][network] = medians | {"ratio": ratio}
+            print(
+                f"{network}: {medians['loader']:.0f} images/s with a DataLoader, "
+                f"{medians['tensors']:.0f} with tensors: {ratio:.2f} times"
+            )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from centralized_to_federated import task
-from common import ROOT, default_dataset, provenance, simulate, write_result
+from common import ROOT, default_dataset, measurement, simulate
 
 APP = ROOT / "examples" / "pytorch-from-centralized-to-federated"
 SEEDS = (42, 43, 44)
@@ -60,27 +60,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default=default_dataset("cifar10", "uoft-cs/cifar10"))
     dataset = parser.parse_args().dataset
-    runs: dict[str, list[list[float]]] = {}
-    for (name, (nodes, settings)), seed in itertools.product(FEDERATIONS.items(), SEEDS):
-        began = time.monotonic()
-        changes = {"dataset": dataset, "network": NETWORKS[0], "seed": seed}
-        changes |= settings | {"num-server-rounds": PASSES}
-        curve, config = federated(nodes, changes)
-        runs.setdefault(f"{NETWORKS[0]}, {name}", []).append(curve)
-        took = time.monotonic() - began
-        print(f"{NETWORKS[0]}, {name}, seed {seed}: {curve[-1]:.4f} in {took:.0f} s", flush=True)
-    for network, seed in itertools.product(NETWORKS, SEEDS):
-        curve = centralised(dataset, network, seed, config)
-        runs.setdefault(f"{network}, centralised", []).append(curve)
-        print(f"{network}, centralised, seed {seed}: {curve[-1]:.4f}", flush=True)
-    sizes = {
-        name: sum(p.numel() for p in task.build(name, 10, 0).parameters()) for name in NETWORKS
-    }
-    images = {split: len(task.load(dataset, split).labels) for split in ("train", "test")}
-    result = {"seeds": SEEDS, "passes": PASSES, "images": images, "parameters": sizes}
-    write_result(
-        "pytorch-from-centralized-to-federated-accuracy", provenance() | result | {"runs": runs}
-    )
+    with measurement("pytorch-from-centralized-to-federated-accuracy", SEEDS) as result:
+        runs: dict[str, list[list[float]]] = {}
+        for (name, (nodes, settings)), seed in itertools.product(FEDERATIONS.items(), SEEDS):
+            began = time.monotonic()
+            changes = {"dataset": dataset, "network": NETWORKS[0], "seed": seed}
+            changes |= settings | {"num-server-rounds": PASSES}
+            curve, config = federated(nodes, changes)
+            runs.setdefault(f"{NETWORKS[0]}, {name}", []).append(curve)
+            took = time.monotonic() - began
+            print(
+                f"{NETWORKS[0]}, {name}, seed {seed}: {curve[-1]:.4f} in {took:.0f} s", flush=True
+            )
+        for network, seed in itertools.product(NETWORKS, SEEDS):
+            curve = centralised(dataset, network, seed, config)
+            runs.setdefault(f"{network}, centralised", []).append(curve)
+            print(f"{network}, centralised, seed {seed}: {curve[-1]:.4f}", flush=True)
+        sizes = {
+            name: sum(p.numel() for p in task.build(name, 10, 0).parameters()) for name in NETWORKS
+        }
+        images = {split: len(task.load(dataset, split).labels) for split in ("train", "test")}
+        result |= {"passes": PASSES, "images": images, "parameters": sizes, "runs": runs}
 
 
 if __name__ == "__main__":

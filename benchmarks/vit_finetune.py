@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 import torch
-from common import ROOT, default_dataset, provenance, simulate, write_result
+from common import ROOT, SEED, default_dataset, measurement, simulate
 from torch.nn.functional import cross_entropy
 from vit_finetune import dataset, task
 from vit_finetune.features import CachedFeatures
@@ -89,7 +89,7 @@ def one_pass(backbone: Backbone, name: str) -> dict[str, Any]:
 def head_training(width: int, num_classes: int, examples: int = 61, epochs: int = 5) -> dict:
     """Time one client's local training, and the same steps written out (medians, seconds)."""
     torch.set_num_threads(1)
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     features, labels = torch.randn(examples, width), torch.randint(num_classes, (examples,))
     source = CachedFeatures(features, labels)
     stats = task.statistics(task.moments(source))
@@ -104,7 +104,7 @@ def head_training(width: int, num_classes: int, examples: int = 61, epochs: int 
             learning_rate=20.0,
             momentum=0.9,
             label_smoothing=0.1,
-            seed=0,
+            seed=SEED,
         )
 
     def bare() -> None:
@@ -171,24 +171,24 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     base = {"dataset": arguments.dataset, "test-fraction": 0.0, "local-epochs": 1}
-    models = {}
-    for name, weights, normalization in (
-        ("vit_tiny", arguments.weights, "half"),
-        ("vit_b_16", "none", "imagenet"),
-    ):
-        print(name, flush=True)
-        model = {
-            "model.name": name,
-            "model.weights": weights,
-            "model.normalization": normalization,
-        }
-        models[name] = measure_model(base | model, original_rounds=2)
-    num_classes = dataset.load_test(arguments.dataset).num_classes
-    for model in models.values():  # after the forward passes: it sets the number of threads
-        model["head"] = head_training(model["width"], num_classes)
-    result = {"summary": summary(models), "models": models}
-    print(json.dumps(result["summary"], indent=1))
-    write_result("vit-finetune-speed", provenance() | result)
+    with measurement("vit-finetune-speed", seeds=(SEED,)) as result:
+        models = {}
+        for name, weights, normalization in (
+            ("vit_tiny", arguments.weights, "half"),
+            ("vit_b_16", "none", "imagenet"),
+        ):
+            print(name, flush=True)
+            model = {
+                "model.name": name,
+                "model.weights": weights,
+                "model.normalization": normalization,
+            }
+            models[name] = measure_model(base | model, original_rounds=2)
+        num_classes = dataset.load_test(arguments.dataset).num_classes
+        for model in models.values():  # after the forward passes: it sets the number of threads
+            model["head"] = head_training(model["width"], num_classes)
+        result |= {"summary": summary(models), "models": models}
+        print(json.dumps(result["summary"], indent=1))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import ROOT, default_dataset, provenance, simulate, write_result
+from common import ROOT, default_dataset, measurement, simulate
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
@@ -248,30 +248,30 @@ def main() -> None:
     }
     if arguments.original:
         shared = base | {"test-fraction": 0.0, "local-epochs": 1, "seed": SEEDS[0]}
-        ways = {name: run_app(shared | {"feature-cache": name == "cached"}) for name in WAYS}
-        write_result("vit-finetune-original", provenance() | {"seed": SEEDS[0], "runs": ways})
+        with measurement("vit-finetune-original", seeds=SEEDS[:1]) as result:
+            result["runs"] = {
+                name: run_app(shared | {"feature-cache": name == "cached"}) for name in WAYS
+            }
         return
     if arguments.closed_form:
-        runs = run_all(base, CLOSED_FORM_RUNS)
-        result = {"seeds": SEEDS, "nodes": NODES, "runs": runs}
-        write_result("vit-finetune-closed-form", provenance() | result)
+        with measurement("vit-finetune-closed-form", SEEDS) as result:
+            result |= {"nodes": NODES, "runs": run_all(base, CLOSED_FORM_RUNS)}
         return
-    runs = run_all(base, RUNS)
-    result = {"seeds": SEEDS, "nodes": NODES, "runs": runs}
-    run_config = flatten(flower_settings(APP)["app"]["config"]) | base
-    config = dataclasses.replace(Config.from_run_config(run_config), test_fraction=0.0)
-    test = task.load_test(config)[0]
-    images = dataset.to_images(dataset.load_split(config.dataset, "train"), config.dataset)
-    source, _ = task.load_source(config, images)
-    training = (source.features.float(), source.labels)
-    result |= {
-        "images": {"training": len(source.labels), "test": len(test.labels)},
-        "centralised": centralised(training, (test.features.float(), test.labels)),
-        "tuning": tuned(training, config),
-        "grids": {"probe": PROBE_GRID | {"epochs": PROBE_EPOCHS}, "federated": FEDERATED_GRID},
-    }
-    print(json.dumps({k: result[k] for k in ("centralised", "tuning")}, indent=1))
-    write_result("vit-finetune-accuracy", provenance() | result)
+    with measurement("vit-finetune-accuracy", SEEDS) as result:
+        result |= {"nodes": NODES, "runs": run_all(base, RUNS)}
+        run_config = flatten(flower_settings(APP)["app"]["config"]) | base
+        config = dataclasses.replace(Config.from_run_config(run_config), test_fraction=0.0)
+        test = task.load_test(config)[0]
+        images = dataset.to_images(dataset.load_split(config.dataset, "train"), config.dataset)
+        source, _ = task.load_source(config, images)
+        training = (source.features.float(), source.labels)
+        result |= {
+            "images": {"training": len(source.labels), "test": len(test.labels)},
+            "centralised": centralised(training, (test.features.float(), test.labels)),
+            "tuning": tuned(training, config),
+            "grids": {"probe": PROBE_GRID | {"epochs": PROBE_EPOCHS}, "federated": FEDERATED_GRID},
+        }
+        print(json.dumps({k: result[k] for k in ("centralised", "tuning")}, indent=1))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import provenance, write_result
+from common import SEED, in_words, measurement
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from vit_finetune import task
@@ -99,7 +99,7 @@ def head_training(width: int, repeats: int) -> dict[str, Any]:
             learning_rate=20.0,
             momentum=0.9,
             label_smoothing=0.1,
-            seed=0,
+            seed=SEED,
         )
 
     return {"width": width, "seconds": timed(train, repeats), "peak_bytes": peak_bytes(train)}
@@ -117,28 +117,24 @@ def main() -> None:
         torch.set_num_threads(1)
     size, batches, repeats = (32, (4,), 1) if small else (224, (32, 128, 256), 10)
     names = ("vit_tiny", "vit_b_16")
-    passes = [
-        feature_pass(name, precision, size, batch, repeats)
-        for name in names
-        for precision in ("float32", "bfloat16")
-        for batch in batches
-    ]
-    result = {
-        "feature_pass": passes,
-        "original_step": [original_step(name, size, repeats) for name in names],
-        "head_training": [head_training(width, repeats) for width in (192, 768)],
-    }
-    for part, lines in result.items():
-        print(part)
-        for line in lines:
-            cells = (
-                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in line.items()
-            )
-            print("  ", ", ".join(cells))
-    if small:
-        print("tried on the CPU, small: nothing written")
-        return
-    write_result("vit-finetune-gpu", provenance() | result)
+    with measurement("vit-finetune-gpu", seeds=(SEED,), trial=small) as result:
+        torch.manual_seed(SEED)
+        passes = [
+            feature_pass(name, precision, size, batch, repeats)
+            for name in names
+            for precision in ("float32", "bfloat16")
+            for batch in batches
+        ]
+        parts = {
+            "feature_pass": passes,
+            "original_step": [original_step(name, size, repeats) for name in names],
+            "head_training": [head_training(width, repeats) for width in (192, 768)],
+        }
+        for part, lines in parts.items():
+            print(part)
+            for line in lines:
+                print("  ", in_words(line))
+        result |= parts
 
 
 if __name__ == "__main__":

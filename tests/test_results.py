@@ -29,7 +29,8 @@ def test_every_place_is_marked():
 def test_result_says_how_it_was_taken(path):
     measured = json.loads(path.read_text())
     keys = {"command", "commit", "date", "hardware", "python", "packages"}
-    assert keys <= measured.keys()
+    assert keys | {"seeds", "wall_seconds"} <= measured.keys()
+    assert measured["packages"]["flwr"]
     assert not measured["commit"].endswith("-changed")
 
 
