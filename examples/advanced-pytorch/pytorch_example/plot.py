@@ -33,7 +33,10 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
                 axes.plot(*zip(*points, strict=True), marker=".", label=label)
         axes.set(title=title, xlabel="round")
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.lines:
+            axes.legend()
+        else:
+            axes.text(0.5, 0.5, "not measured in this run", ha="center", transform=axes.transAxes)
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     figure.savefig(temporary, dpi=120)
     temporary.replace(path)
@@ -63,6 +66,20 @@ def draw_partitions(
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
+def history_in(folder: Path) -> list[dict[str, Any]]:
+    """Return the rounds of a run.
+
+    Raises:
+        SystemExit: there are none in this folder.
+    """
+    try:
+        return json.loads((folder / "results.json").read_text())
+    except FileNotFoundError:
+        raise SystemExit(
+            f"{folder}: no results.json here; give a run's outputs/<date>/<time>"
+        ) from None
+
+
 def main() -> None:
     with (Path(__file__).parents[1] / "pyproject.toml").open("rb") as file:
         flower = tomllib.load(file)["tool"]["flwr"]
@@ -84,7 +101,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "curves":
         path = arguments.folder / "curves.png"
-        draw_curves(json.loads((arguments.folder / "results.json").read_text()), path)
+        draw_curves(history_in(arguments.folder), path)
     else:
         path = arguments.output
         draw_partitions(

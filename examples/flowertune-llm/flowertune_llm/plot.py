@@ -28,16 +28,32 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
+        else:
+            axes.text(0.5, 0.5, "not measured in this run", ha="center", transform=axes.transAxes)
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     figure.savefig(temporary, dpi=120)
     temporary.replace(path)
+
+
+def history_in(folder: Path) -> list[dict[str, Any]]:
+    """Return the rounds of a run.
+
+    Raises:
+        SystemExit: there are none in this folder.
+    """
+    try:
+        return json.loads((folder / "results.json").read_text())
+    except FileNotFoundError:
+        raise SystemExit(
+            f"{folder}: no results.json here; give a run's outputs/<date>/<time>"
+        ) from None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}.plot", description=__doc__)
     parser.add_argument("folder", type=Path, help="outputs/<date>/<time>")
     folder = parser.parse_args().folder
-    draw_curves(json.loads((folder / "results.json").read_text()), folder / "curves.png")
+    draw_curves(history_in(folder), folder / "curves.png")
     print((folder / "curves.png").resolve())
 
 
