@@ -134,7 +134,11 @@ def test_no_import_from_outside(example):
 
 
 @pytest.mark.parametrize(
-    "name", ["rounds.py", "replies.py", "errors.py", "checkpoint.py", "outputs.py", "plot.py"]
+    "name",
+    [
+        *("rounds.py", "replies.py", "errors.py", "checkpoint.py", "outputs.py", "plot.py"),
+        *("keys.py", "node.py", "momentum.py"),
+    ],
 )
 def test_copies_are_equal(name):
     """Each example is complete by itself, so some files stand in several: word for word.

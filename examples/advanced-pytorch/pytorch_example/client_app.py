@@ -10,6 +10,7 @@ from torch import nn
 from pytorch_example import task
 from pytorch_example.config import PERSONAL_HEAD, Config
 from pytorch_example.mods import carry_head, clip_update
+from pytorch_example.node import partition_id
 
 app = ClientApp()
 
@@ -67,16 +68,6 @@ def evaluate(message: Message, context: Context) -> Message:
     for personal_loss, personal_accuracy in personal:
         metrics |= {"personal_eval_loss": personal_loss, "personal_eval_acc": personal_accuracy}
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
-
-
-def partition_id(context: Context) -> int:
-    node = context.node_config
-    if not 0 <= int(node.get("partition-id", -1)) < int(node.get("num-partitions", 0)):
-        raise RuntimeError(
-            f"this SuperNode's node-config {dict(node)} does not say which partition it holds; "
-            'start it with --node-config "partition-id=0 num-partitions=2"'
-        )
-    return int(node["partition-id"])
 
 
 def derive_seed(*parts: int) -> int:

@@ -6,9 +6,10 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from pytorch_example.checkpoint import RunState
+from pytorch_example.checkpoint import Arrays, RunState
 from pytorch_example.config import PERSONAL_HEAD, Config
-from pytorch_example.replies import NamedArrays, to_numpy, to_record
+from pytorch_example.momentum import step
+from pytorch_example.replies import to_numpy, to_record
 from pytorch_example.rounds import Rounds
 
 HEADS = "personal-heads"  # in what the server keeps, beside the velocities
@@ -32,7 +33,7 @@ class CustomFedAvg(Rounds):
             fraction_evaluate=config.fraction_evaluate,
         )
         self.heads_to_return = personal_heads(state)  # after a resume, clients start empty
-        self.new_heads: dict[int, NamedArrays] = {}  # by partition, of this round
+        self.new_heads: dict[int, Arrays] = {}  # by partition, of this round
 
     def remarks(self, server_round: int) -> dict[str, Any]:
         return {}
@@ -65,27 +66,16 @@ class CustomFedAvg(Rounds):
         average, metrics = super().aggregate_train(server_round, replies)
         for partition, head in self.new_heads.items():
             self.state.server |= {f"{HEADS}/{partition}/{k}": v for k, v in head.items()}
-        return to_record(self.step(to_numpy(average))), metrics
-
-    def step(self, average: NamedArrays) -> NamedArrays:
-        """Move the global model towards the average of the clients' models.
-
-        velocity = server-momentum * velocity + (average - model)
-        model    = model + server-learning-rate * velocity
-        """
-        model, velocities = {}, self.state.server
-        for name, value in self.state.arrays.items():
-            velocity = average[name] - value
-            if name in velocities:
-                velocity += self.config.server_momentum * velocities[name]
-            velocities[name] = velocity
-            model[name] = (value + self.config.server_learning_rate * velocity).astype(value.dtype)
-        return model
+        server, momentum = self.state.server, self.config.server_momentum
+        moved = step(
+            self.state.arrays, to_numpy(average), server, momentum, self.config.server_learning_rate
+        )
+        return to_record(moved), metrics
 
 
-def personal_heads(state: RunState) -> dict[int, NamedArrays]:
+def personal_heads(state: RunState) -> dict[int, Arrays]:
     """Return the clients' heads by partition, as far as they have sent them."""
-    heads: dict[int, NamedArrays] = {}
+    heads: dict[int, Arrays] = {}
     for name, value in state.server.items():
         if name.startswith(f"{HEADS}/"):
             _, partition, key = name.split("/")

@@ -5,6 +5,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from pytorch_example.checkpoint import RunState
 from pytorch_example.config import Config
+from pytorch_example.momentum import step
 from pytorch_example.replies import problems
 from pytorch_example.strategy import CustomFedAvg
 
@@ -24,13 +25,14 @@ def reply(value: float = 1.0, shape=(2, 3), name="w", **metrics: float) -> Messa
     return Message(RecordDict({"arrays": arrays, "metrics": record}), reply_to=question)
 
 
-def test_step_follows_its_formula(strategy):
-    strategy.state.arrays = {"w": np.float32([1.0])}
-    first = strategy.step({"w": np.float32([3.0])})
+def test_step_follows_its_formula():
+    velocities = {}
+    first = step({"w": np.float32([1.0])}, {"w": np.float32([3.0])}, velocities, momentum=0.5)
     assert first["w"] == 3.0  # velocity 2
-    strategy.state.arrays = first
-    second = strategy.step({"w": np.float32([4.0])})
+    second = step(first, {"w": np.float32([4.0])}, velocities, momentum=0.5)
     assert second["w"] == 5.0  # velocity 0.5 * 2 + 1 = 2
+    half = step({"w": np.float32([1.0])}, {"w": np.float32([3.0])}, {}, 0.5, learning_rate=0.5)
+    assert half["w"] == 2.0
     assert second["w"].dtype == np.float32
 
 

@@ -1,7 +1,6 @@
 """The client: trains on its own data and sends what changed, or serves its model in slices."""
 
 import json
-import shutil
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -9,10 +8,11 @@ from flwr.clientapp import ClientApp
 
 from flowertune_llm import profiling, serving
 from flowertune_llm.config import Config
-from flowertune_llm.shards import Source
 
 # PyTorch and transformers take seconds to import, and a process that serves a slice needs neither:
 # what trains is imported where it is used.
+from flowertune_llm.node import partition_id
+from flowertune_llm.shards import Source
 
 app = ClientApp(mods=[profiling.mod])
 
@@ -101,8 +101,7 @@ def receive(message: Message, context: Context) -> Message:
 def forget(message: Message, context: Context) -> Message:
     """Delete what this client keeps for the run."""
     config, asked = settings(message, context)
-    folder = serving.run_folder(config, partition_id(context), asked)
-    shutil.rmtree(folder, ignore_errors=True)
+    serving.forget(config, partition_id(context), asked)
     return Message(RecordDict(), reply_to=message)
 
 
@@ -128,13 +127,3 @@ def order(asked: ConfigRecord, context: Context) -> serving.Order:
     partitions = int(context.node_config["num-partitions"])
     round_and_rate = int(asked["server-round"]), float(asked["learning-rate"])
     return serving.Order(partition_id(context), partitions, *round_and_rate)
-
-
-def partition_id(context: Context) -> int:
-    node = context.node_config
-    if not 0 <= int(node.get("partition-id", -1)) < int(node.get("num-partitions", 0)):
-        raise RuntimeError(
-            f"this SuperNode's node-config {dict(node)} does not say which partition it holds; "
-            'start it with --node-config "partition-id=0 num-partitions=2"'
-        )
-    return int(node["partition-id"])

@@ -1,43 +1,19 @@
 """The run config as one typed, checked object."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Self
 
-
-def key(check: Any, allowed: str, name: str = "") -> Any:
-    """Declare a run-config key: a test of its value and, for the error, what is allowed."""
-    return field(metadata={"check": check, "allowed": allowed, "name": name})
-
-
-def at_least(low: float, name: str = "") -> Any:
-    return key(lambda v: v >= low, f"a number of at least {low}", name)
-
-
-def fraction(name: str = "", *, zero: bool = False, one: bool = True) -> Any:
-    bounds = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
-    return key(
-        lambda v: (v >= 0 if zero else v > 0) and (v <= 1 if one else v < 1),
-        f"a number in {bounds}",
-        name,
-    )
-
-
-def positive(name: str = "") -> Any:
-    return key(lambda v: 0 < v < float("inf"), "a number above 0", name)
-
-
-def some_text(name: str = "") -> Any:
-    return key(lambda v: v.strip() != "", "a non-empty text", name)
-
-
-def anything(allowed: str, name: str = "") -> Any:
-    return key(lambda v: True, allowed, name)
-
-
-def one_of(*choices: Any, name: str = "") -> Any:
-    return key(choices.__contains__, f"one of {', '.join(map(str, choices))}", name)
-
+from flowertune_llm.keys import (
+    anything,
+    at_least,
+    checked,
+    fraction,
+    key,
+    one_of,
+    positive,
+    some_text,
+)
 
 TRAINING_ARGUMENTS = "train.training-arguments."
 # These may differ when a run is resumed; any other key would make it another run.
@@ -66,14 +42,12 @@ class Config:
     lora_dropout: float = fraction("model.lora.peft-lora-dropout", zero=True, one=False)
     target_modules: str = anything("names and commas, or empty", "model.lora.target-modules")
     learning_rate_max: float = positive("train.learning-rate-max")
-    learning_rate_min: float = key(
-        lambda v: v >= 0, "a number of at least 0", "train.learning-rate-min"
-    )
+    learning_rate_min: float = at_least(0, "train.learning-rate-min")
     seq_length: int = at_least(8, "train.seq-length")
     evaluate_every_round: int = at_least(0, "train.evaluate-every-round")
     save_every_round: int = at_least(1, "train.save-every-round")
     train_disable: bool = anything("true or false", "train.disable")
-    training_arguments: tuple[tuple[str, Any], ...] = field(metadata={"name": TRAINING_ARGUMENTS})
+    training_arguments: tuple[tuple[str, Any], ...] = field()  # all below TRAINING_ARGUMENTS
     num_server_rounds: int = at_least(1)
     fraction_train: float = fraction("strategy.fraction-train")
     min_replies: int = at_least(1, "strategy.min-replies")
@@ -103,28 +77,12 @@ class Config:
         Raises:
             ValueError: names the key, its value and what is allowed.
         """
-        values: dict[str, Any] = {}
-        for f in fields(cls):
-            name = f.metadata["name"] or f.name.replace("_", "-")
-            if name == TRAINING_ARGUMENTS:
-                values[f.name] = tuple(
-                    (k.removeprefix(name).replace("-", "_"), v)
-                    for k, v in sorted(run_config.items())
-                    if k.startswith(name)
-                )
-                continue
-            if name not in run_config:
-                raise ValueError(f"run config: key '{name}' is missing; pyproject.toml lists all")
-            value = run_config[name]
-            if f.type is float and type(value) is int:
-                value = float(value)
-            if type(value) is not f.type or not f.metadata["check"](value):
-                kind = {int: "whole number", float: "number", bool: "truth value", str: "text"}
-                raise ValueError(
-                    f"run config: {name} = {run_config[name]!r} is not valid; "
-                    f"allowed: {f.metadata['allowed']} ({kind[f.type]})"
-                )
-            values[f.name] = value
+        values = checked(cls, run_config)
+        values["training_arguments"] = tuple(
+            (k.removeprefix(TRAINING_ARGUMENTS).replace("-", "_"), v)
+            for k, v in sorted(run_config.items())
+            if k.startswith(TRAINING_ARGUMENTS)
+        )
         if values["learning_rate_min"] > values["learning_rate_max"]:
             raise ValueError(
                 f"run config: train.learning-rate-min = {values['learning_rate_min']} is above "

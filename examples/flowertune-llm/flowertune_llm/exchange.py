@@ -10,6 +10,8 @@ from typing import Any
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from flowertune_llm.replies import one_line
+
 Requests = Iterable[tuple[Any, Message]]
 Replies = Generator[tuple[Any, Message | None], None, None]
 LOOK = 5.0  # seconds between two looks whether a client is still there
@@ -90,4 +92,4 @@ def lacking(reply: Message | None) -> str:
     """Say why there is no reply, or nothing."""
     if reply is None:
         return "no reply within strategy.round-timeout, or gone before its end"
-    return " ".join(reply.error.reason.split()) if reply.has_error() else ""
+    return one_line(reply.error.reason) if reply.has_error() else ""

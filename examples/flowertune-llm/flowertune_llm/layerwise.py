@@ -166,10 +166,12 @@ class LayerwiseFedAvg(AdapterFedAvg):
             for reply, problem in zip(replies, found, strict=True)
             if not problem
         }
-        kinds = {
-            partition: tensors_from(json.loads(content["manifest"]["tensors"]))
-            for partition, content in ready.items()
-        }
+        kinds = {}
+        for partition, content in ready.items():
+            try:
+                kinds[partition] = tensors_from(json.loads(content["manifest"]["tensors"]))
+            except (KeyError, TypeError, ValueError):
+                left_out[partition] = "its reply does not say which tensors it has"
         counted = Counter(frozenset(tensors) for tensors in kinds.values())
         usual = counted.most_common(1)[0][0] if counted else frozenset()
         clients = {}
@@ -340,11 +342,11 @@ class LayerwiseFedAvg(AdapterFedAvg):
         return exchange(grid, requests, self.config.in_flight, self.config.round_timeout)
 
     def forget(self, grid: Grid) -> None:
-        """Have all clients delete what they keep for this run."""
+        """Have the clients that are still there delete what they keep for this run."""
         config = ConfigRecord({"run": self.token})
         content = RecordDict({"config": config})
-        nodes = self.connected_nodes(grid)
-        messages = [(None, Message(content, node, "query.forget")) for node in nodes.values()]
+        there = set(grid.get_node_ids()) & self.partitions.keys()
+        messages = [(None, Message(content, node, "query.forget")) for node in there]
         for _ in self.exchange(grid, messages):
             pass
 

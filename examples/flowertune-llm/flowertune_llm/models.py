@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.numpy
 import torch
 import transformers
@@ -28,9 +27,9 @@ from transformers import (
 )
 
 from flowertune_llm import smollm2
+from flowertune_llm.checkpoint import Arrays
 from flowertune_llm.config import Config
-
-NamedArrays = dict[str, np.ndarray]
+from flowertune_llm.replies import one_line
 
 # One template a run, for training and for questions alike: it is saved with the adapter.
 TEMPLATES = {
@@ -202,7 +201,7 @@ def check_platform(config: Config) -> None:
         (x @ x).sum().item()
     except (RuntimeError, AssertionError) as error:
         key = f"model.device-map = '{config.device_map}', model.dtype = '{config.dtype}'"
-        raise RuntimeError(f"{key}: does not work here ({one_line(error)})") from None
+        raise RuntimeError(f"{key}: does not work here ({in_a_line(error)})") from None
     if not config.quantization:
         return
     try:
@@ -216,12 +215,12 @@ def check_platform(config: Config) -> None:
     except Exception as error:  # whichever part of it is missing
         raise RuntimeError(
             f"model.quantization = {config.quantization}: bitsandbytes cannot do it on "
-            f"'{device}' here; use 0 ({one_line(error)})"
+            f"'{device}' here; use 0 ({in_a_line(error)})"
         ) from None
 
 
-def one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+def in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(str(error))[:200]}"
 
 
 def empty_model(config: Config) -> PeftModel:
@@ -231,7 +230,7 @@ def empty_model(config: Config) -> PeftModel:
         return add_adapter(AutoModelForCausalLM.from_config(described), config)
 
 
-def initial_adapter(config: Config) -> NamedArrays:
+def initial_adapter(config: Config) -> Arrays:
     """Return a new adapter as LoRA begins (Hu et al. 2021): A at random by the seed, B zero.
 
     Source: https://arxiv.org/abs/2106.09685
@@ -248,18 +247,18 @@ def initial_adapter(config: Config) -> NamedArrays:
     return arrays
 
 
-def set_adapter(model: PeftModel, arrays: NamedArrays) -> None:
+def set_adapter(model: PeftModel, arrays: Arrays) -> None:
     set_peft_model_state_dict(model, {name: torch.from_numpy(v) for name, v in arrays.items()})
 
 
-def get_adapter(model: PeftModel) -> NamedArrays:
+def get_adapter(model: PeftModel) -> Arrays:
     return {
         name: value.detach().to("cpu", torch.float32, copy=True).numpy()
         for name, value in get_peft_model_state_dict(model).items()
     }
 
 
-def save_adapter(arrays: NamedArrays, config: Config, folder: Path) -> None:
+def save_adapter(arrays: Arrays, config: Config, folder: Path) -> None:
     """Write the adapter in PEFT's own format, and the tokenizer with the prompt template.
 
     The folder is there whole or not at all; `AutoPeftModelForCausalLM` and test.py load it.

@@ -58,8 +58,9 @@ def open_run(
 
             yield state, save, folder.path
     except Exception:
-        message = "Stopped; round %d is safe: resume-from='%s'"
-        log(ERROR, message, folder.saved_round, folder.path)
+        if folder.saved_round >= 0:
+            message = "Stopped; round %d is safe: resume-from='%s'"
+            log(ERROR, message, folder.saved_round, folder.path)
         raise
     finally:
         if state.history:

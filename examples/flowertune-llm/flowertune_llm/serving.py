@@ -67,26 +67,26 @@ def base_folder(config: Config, partition: int) -> Path:
         ) from None
 
 
-def run_folder(config: Config, partition: int, order: ConfigRecord) -> Path:
+def run_folder(config: Config, partition: int, asked: ConfigRecord) -> Path:
     """Return where this client keeps models of this run between messages."""
     base = Path(config.client_dir) if config.client_dir else smollm2.cache_folder() / "clients"
-    return base.resolve() / Path(str(order["run"])).name / f"partition-{partition}"
+    return base.resolve() / Path(str(asked["run"])).name / f"partition-{partition}"
 
 
-def trained_folder(config: Config, partition: int, order: ConfigRecord) -> Path:
-    return run_folder(config, partition, order) / f"trained-{order['server-round']}"
+def trained_folder(config: Config, partition: int, asked: ConfigRecord) -> Path:
+    return run_folder(config, partition, asked) / f"trained-{asked['server-round']}"
 
 
-def global_folder(config: Config, partition: int, order: ConfigRecord) -> Path:
+def global_folder(config: Config, partition: int, asked: ConfigRecord) -> Path:
     """Return where the global model is: the base model until the server has sent another."""
-    folder = run_folder(config, partition, order) / "global"
+    folder = run_folder(config, partition, asked) / "global"
     return folder if folder.is_dir() else base_folder(config, partition)
 
 
-def served(config: Config, partition: int, order: ConfigRecord) -> Source:
+def served(config: Config, partition: int, asked: ConfigRecord) -> Source:
     """Return what this client contributes in this round: what it has trained, or its model."""
     if config.trains:
-        return open_checkpoint(trained_folder(config, partition, order))
+        return open_checkpoint(trained_folder(config, partition, asked))
     if config.model_name in synthetic.NAMES:
         return synthetic.open_model(config.model_name, partition)
     return open_checkpoint(base_folder(config, partition))
@@ -110,12 +110,17 @@ def keep(folder: Path, train: Callable[[Path], dict[str, float]]) -> None:
         path.rename(folder)
 
 
-def files(config: Config, partition: int, order: ConfigRecord) -> dict[str, bytes]:
+def files(config: Config, partition: int, asked: ConfigRecord) -> dict[str, bytes]:
     """Return the files beside the weights that this client serves."""
     if config.model_name in synthetic.NAMES:
         return {}
-    found = files_beside(served(config, partition, order).folder)
+    found = files_beside(served(config, partition, asked).folder)
     return {name: content for name, content in found.items() if name != REPORT}
+
+
+def forget(config: Config, partition: int, asked: ConfigRecord) -> None:
+    """Delete what this client keeps for a run."""
+    shutil.rmtree(run_folder(config, partition, asked), ignore_errors=True)
 
 
 def read_parts(source: Source, asked: ConfigRecord) -> Raw:

@@ -328,10 +328,6 @@ def files_beside(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(paths) if path.name != INDEX}
 
 
-def described(tensors: Iterable[Tensor]) -> list[list[Any]]:
-    """Return tensors as JSON has them; `tensors_from` reads it back."""
-    return [[tensor.name, tensor.dtype, list(tensor.shape)] for tensor in tensors]
-
-
 def tensors_from(described: list[list[Any]]) -> list[Tensor]:
+    """Return tensors from what JSON makes of them."""
     return [Tensor(name, dtype, tuple(shape)) for name, dtype, shape in described]

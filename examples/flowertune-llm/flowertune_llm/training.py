@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 
 from flowertune_llm import models, task, transport
+from flowertune_llm.checkpoint import Arrays
 from flowertune_llm.config import Config
 from flowertune_llm.dataset import load_partition
 from flowertune_llm.serving import Order
@@ -15,9 +16,7 @@ from flowertune_llm.serving import Order
 Report = dict[str, float]
 
 
-def adapter(
-    config: Config, received: models.NamedArrays, order: Order
-) -> tuple[models.NamedArrays, Report]:
+def adapter(config: Config, received: Arrays, order: Order) -> tuple[Arrays, Report]:
     """Train the global adapter on the local examples; the base model stays as it is.
 
     Returns:
@@ -32,9 +31,7 @@ def adapter(
     return change, {"train_loss": loss, "num-examples": len(data)}
 
 
-def save_adapter_change(
-    config: Config, received: models.NamedArrays, order: Order, folder: Path
-) -> Report:
+def save_adapter_change(config: Config, received: Arrays, order: Order, folder: Path) -> Report:
     """Train the adapter, and write its change as it is to travel."""
     change, report = adapter(config, received, order)
     tensors = {

@@ -4,12 +4,13 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
 
-NamedArrays = dict[str, np.ndarray]
+from flowertune_llm.checkpoint import Arrays
+
 SAFETENSORS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def encode(arrays: NamedArrays, dtype: str) -> ArrayRecord:
+def encode(arrays: Arrays, dtype: str) -> ArrayRecord:
     """Return float32 arrays in the dtype in which they travel, rounded to the nearest."""
     record = ArrayRecord()
     for name, array in arrays.items():
@@ -19,7 +20,7 @@ def encode(arrays: NamedArrays, dtype: str) -> ArrayRecord:
     return record
 
 
-def decode(record: ArrayRecord) -> NamedArrays:
+def decode(record: ArrayRecord) -> Arrays:
     """Return arrays in float32, whichever dtype they travelled in."""
     arrays = {}
     for name, array in record.items():

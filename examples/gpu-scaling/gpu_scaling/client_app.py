@@ -3,6 +3,7 @@
 Nothing here imports PyTorch, so that a client costs little: with the pool, a few MB for a message.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from flwr.clientapp import ClientApp
 from gpu_scaling import executors, steps
 from gpu_scaling.config import Config
 from gpu_scaling.dataset import Source
+from gpu_scaling.node import partition_id
 from gpu_scaling.replies import to_numpy, to_record
 
 app = ClientApp()
@@ -33,6 +35,8 @@ def train(message: Message, context: Context) -> Message:
     arrays = to_numpy(message.content["arrays"])
     settings = config.training
     arrays, loss, count = run(context, steps.train, arrays, source, partition, settings, seed)
+    if not math.isfinite(loss):
+        raise RuntimeError(f"training loss is {loss}; try a smaller learning-rate or momentum")
     metrics = MetricRecord({"train_loss": loss, "num-examples": count})
     return Message(RecordDict({"arrays": to_record(arrays), "metrics": metrics}), reply_to=message)
 
@@ -62,16 +66,6 @@ def run(context: Context, step: Callable[..., Any], *args: Any) -> Any:
         return executor.run(step, *args)
     except executors.StepFailed as error:
         raise type(error)(f"partition {partition_id(context)}: {error}") from None
-
-
-def partition_id(context: Context) -> int:
-    node = context.node_config
-    if not 0 <= int(node.get("partition-id", -1)) < int(node.get("num-partitions", 0)):
-        raise RuntimeError(
-            f"this SuperNode's node-config {dict(node)} does not say which partition it holds; "
-            'start it with --node-config "partition-id=0 num-partitions=2"'
-        )
-    return int(node["partition-id"])
 
 
 def derive_seed(*parts: int) -> int:

@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from gpu_scaling.executors.spawn import Spawn
 
-DEFAULT_FOLDER = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "flower-examples/gpu-scaling")
+DEFAULT_FOLDER = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "flower-examples/gpu-scaling")
 SPLITS = ("train", "test")
 
 

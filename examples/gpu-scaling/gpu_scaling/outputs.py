@@ -72,6 +72,7 @@ def open_run(
     log(INFO, "Results: %s", folder.results)
     log(INFO, "Curves:  %s", folder.curves)
     log(INFO, "Model:   %s (round %d)", folder.model, state.best_round)
-    last = state.history[-1]["evaluate_metrics_serverapp"]["accuracy"]
+    tested = [e["evaluate_metrics_serverapp"] for e in state.history]
+    last = [metrics["accuracy"] for metrics in tested if metrics][-1]
     log(INFO, "Centralized accuracy: %.4f, best %.4f", last, state.best_accuracy)
     log(INFO, "Outputs: %s", folder.path)

@@ -10,14 +10,14 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
-NamedArrays = dict[str, np.ndarray]
+from gpu_scaling.checkpoint import Arrays
 
 
-def to_numpy(record: ArrayRecord) -> NamedArrays:
+def to_numpy(record: ArrayRecord) -> Arrays:
     return {name: array.numpy() for name, array in record.items()}
 
 
-def to_record(arrays: NamedArrays) -> ArrayRecord:
+def to_record(arrays: Arrays) -> ArrayRecord:
     return ArrayRecord({name: Array(array) for name, array in arrays.items()})
 
 
@@ -71,7 +71,7 @@ def update_length(reply: Message, sent: ArrayRecord) -> float:
 
 def problem(reply: Message, weight: str, sent: ArrayRecord | None, usual: frozenset[str]) -> str:
     if reply.has_error():
-        return " ".join(reply.error.reason.split())
+        return one_line(reply.error.reason)
     values = metrics(reply)
     if frozenset(values) != usual:
         return f"its metrics are {sorted(values)}, the others' {sorted(usual)}"
@@ -100,3 +100,7 @@ def metrics(reply: Message) -> MetricRecord:
     """Return the reply's one metric record, or an empty one if there is not exactly one."""
     records = list(reply.content.metric_records.values())
     return records[0] if len(records) == 1 else MetricRecord()
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())

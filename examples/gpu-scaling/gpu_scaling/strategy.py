@@ -8,7 +8,8 @@ from flwr.serverapp import Grid
 
 from gpu_scaling.checkpoint import RunState
 from gpu_scaling.config import Config
-from gpu_scaling.replies import NamedArrays, to_numpy, to_record
+from gpu_scaling.momentum import step
+from gpu_scaling.replies import to_numpy, to_record
 from gpu_scaling.rounds import Rounds
 
 
@@ -58,19 +59,6 @@ class ScalingFedAvg(Rounds):
     ) -> tuple[ArrayRecord, MetricRecord]:
         """Average the good models and step towards the average."""
         average, metrics = super().aggregate_train(server_round, replies)
-        return to_record(self.step(to_numpy(average))), metrics
-
-    def step(self, average: NamedArrays) -> NamedArrays:
-        """Move the global model towards the average of the clients' models.
-
-        velocity = server-momentum * velocity + (average - model)
-        model    = model + velocity
-        """
-        model, velocities = {}, self.state.server
-        for name, value in self.state.arrays.items():
-            velocity = average[name] - value
-            if name in velocities:
-                velocity += self.config.server_momentum * velocities[name]
-            velocities[name] = velocity
-            model[name] = (value + velocity).astype(value.dtype)
-        return model
+        server, momentum = self.state.server, self.config.server_momentum
+        moved = step(self.state.arrays, to_numpy(average), server, momentum)
+        return to_record(moved), metrics

@@ -1,11 +1,14 @@
 """The client: receives the global model, trains or tests it on its own data, sends the result."""
 
+import math
+
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
 from centralized_to_federated import task
 from centralized_to_federated.config import Config
+from centralized_to_federated.node import partition_id
 from centralized_to_federated.partition import load_partition
 
 app = ClientApp()
@@ -26,6 +29,8 @@ def train(message: Message, context: Context) -> Message:
             config.seed, message.content["config"]["server-round"], partition_id(context)
         ),
     )
+    if not math.isfinite(loss):
+        raise RuntimeError(f"training loss is {loss}; try a smaller learning-rate or momentum")
     metrics = MetricRecord({"train_loss": loss, "num-examples": len(data.labels)})
     arrays = ArrayRecord(network.state_dict())
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
@@ -64,13 +69,3 @@ def prepare(
     network = task.build(config.network, task.num_classes(config.dataset), config.seed)
     network.load_state_dict(message.content["arrays"].to_torch_state_dict())
     return config, data, network
-
-
-def partition_id(context: Context) -> int:
-    node = context.node_config
-    if not 0 <= int(node.get("partition-id", -1)) < int(node.get("num-partitions", 0)):
-        raise RuntimeError(
-            f"this SuperNode's node-config {dict(node)} does not say which partition it holds; "
-            'start it with --node-config "partition-id=0 num-partitions=2"'
-        )
-    return int(node["partition-id"])

@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 
 from centralized_to_federated.checkpoint import RunState
 from centralized_to_federated.config import Config
-from centralized_to_federated.replies import collect, problems, to_numpy, to_record
+from centralized_to_federated.replies import collect, one_line, problems, to_numpy, to_record
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -215,8 +215,7 @@ class Rounds(FedAvg):
         for reply in self.receive(grid, self.send(grid, questions), self.config.round_timeout):
             node_id = self.asked[reply.metadata.reply_to_message_id]
             if reply.has_error():
-                reason = " ".join(reply.error.reason.split())
-                log(WARNING, "Node %d left out: %s", node_id, reason)
+                log(WARNING, "Node %d left out: %s", node_id, one_line(reply.error.reason))
             else:
                 self.partitions[node_id] = int(reply.content["node"]["partition-id"])
         known = [node_id for node_id in node_ids if node_id in self.partitions]

@@ -7,7 +7,7 @@ from centralized_to_federated import task
 from centralized_to_federated.config import Config
 from centralized_to_federated.errors import shown
 from centralized_to_federated.outputs import open_run
-from centralized_to_federated.strategy import ResumableFedAvg
+from centralized_to_federated.strategy import MomentumFedAvg
 
 app = ServerApp()
 
@@ -25,7 +25,7 @@ def main(grid: Grid, context: Context) -> None:
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 
     with open_run(config, dict(context.run_config)) as run:
-        ResumableFedAvg(config, run.state, run.save).start(
+        MomentumFedAvg(config, run.state, run.save).start(
             grid,
             ArrayRecord(network.state_dict()),
             num_rounds=config.num_server_rounds,

@@ -6,12 +6,13 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 
 from centralized_to_federated.checkpoint import RunState
 from centralized_to_federated.config import Config
-from centralized_to_federated.replies import NamedArrays, to_numpy, to_record
+from centralized_to_federated.momentum import step
+from centralized_to_federated.replies import to_numpy, to_record
 from centralized_to_federated.rounds import Rounds
 
 
-class ResumableFedAvg(Rounds):
-    """FedAvg with server momentum (Hsu et al. 2019), made to be resumed.
+class MomentumFedAvg(Rounds):
+    """FedAvg with server momentum (Hsu et al. 2019).
 
     Source: https://arxiv.org/abs/1909.06335
 
@@ -33,19 +34,6 @@ class ResumableFedAvg(Rounds):
     ) -> tuple[ArrayRecord, MetricRecord]:
         """Average the good models and step towards the average."""
         average, metrics = super().aggregate_train(server_round, replies)
-        return to_record(self.step(to_numpy(average))), metrics
-
-    def step(self, average: NamedArrays) -> NamedArrays:
-        """Move the global model towards the average of the clients' models.
-
-        velocity = server-momentum * velocity + (average - model)
-        model    = model + velocity
-        """
-        model, velocities = {}, self.state.server
-        for name, value in self.state.arrays.items():
-            velocity = average[name] - value
-            if name in velocities:
-                velocity += self.config.server_momentum * velocities[name]
-            velocities[name] = velocity
-            model[name] = (value + velocity).astype(value.dtype)
-        return model
+        server, momentum = self.state.server, self.config.server_momentum
+        moved = step(self.state.arrays, to_numpy(average), server, momentum)
+        return to_record(moved), metrics

@@ -8,6 +8,7 @@ from flwr.clientapp import ClientApp
 
 from vit_finetune import task
 from vit_finetune.config import Config
+from vit_finetune.node import partition_id
 
 app = ClientApp()
 
@@ -75,16 +76,6 @@ def evaluate(message: Message, context: Context) -> Message:
     loss, accuracy = task.evaluate(load_head(message, config, data), data.held_out)
     metrics = {"eval_loss": loss, "eval_acc": accuracy, "num-examples": len(data.held_out.labels)}
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
-
-
-def partition_id(context: Context) -> int:
-    node = context.node_config
-    if not 0 <= int(node.get("partition-id", -1)) < int(node.get("num-partitions", 0)):
-        raise RuntimeError(
-            f"this SuperNode's node-config {dict(node)} does not say which partition it holds; "
-            'start it with --node-config "partition-id=0 num-partitions=2"'
-        )
-    return int(node["partition-id"])
 
 
 def derive_seed(*parts: int) -> int:

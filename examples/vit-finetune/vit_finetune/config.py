@@ -1,37 +1,18 @@
 """The run config as one typed, checked object."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any, Self
 
-
-def key(check: Any, allowed: str, name: str = "") -> Any:
-    """Declare a run-config key: a test of its value and, for the error, what is allowed."""
-    return field(metadata={"check": check, "allowed": allowed, "name": name})
-
-
-def at_least(low: float) -> Any:
-    return key(lambda v: v >= low, f"a number of at least {low}")
-
-
-def fraction(*, zero: bool = False, one: bool = True) -> Any:
-    bounds = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
-    return key(
-        lambda v: (v >= 0 if zero else v > 0) and (v <= 1 if one else v < 1),
-        f"a number in {bounds}",
-    )
-
-
-def positive() -> Any:
-    return key(lambda v: 0 < v < float("inf"), "a number above 0")
-
-
-def some_text(name: str = "") -> Any:
-    return key(lambda v: v.strip() != "", "a non-empty text", name)
-
-
-def one_of(*choices: str, name: str = "") -> Any:
-    return key(choices.__contains__, f"one of {', '.join(choices)}", name)
-
+from vit_finetune.keys import (
+    anything,
+    at_least,
+    checked,
+    fraction,
+    key,
+    one_of,
+    positive,
+    some_text,
+)
 
 # These may differ when a run is resumed; any other key would make it another run.
 MAY_CHANGE = {
@@ -54,15 +35,15 @@ class Config:
     dataset: str = some_text()
     partitioning: str = one_of("iid", "dirichlet")
     dirichlet_alpha: float = positive()
-    min_partition_size: int = key(lambda v: v >= 2, "a whole number of at least 2")
+    min_partition_size: int = at_least(2)
     test_fraction: float = fraction(zero=True, one=False)
     model_name: str = some_text("model.name")
     model_weights: str = some_text("model.weights")
     model_normalization: str = one_of("imagenet", "half", name="model.normalization")
     image_size: int = key(lambda v: 16 <= v <= 1024, "a whole number from 16 to 1024")
     precision: str = one_of("auto", "float32", "bfloat16")
-    feature_cache: bool = key(lambda v: True, "true or false")
-    cache_dir: str = key(lambda v: True, "a folder, or empty for the default")
+    feature_cache: bool = anything("true or false")
+    cache_dir: str = anything("a folder, or empty for the default")
     feature_batch_size: int = at_least(1)
     random_crop_min_area: float = fraction()
     num_server_rounds: int = at_least(1)
@@ -82,7 +63,7 @@ class Config:
     server_momentum: float = fraction(zero=True, one=False)
     seed: int = at_least(0)
     output_dir: str = some_text()
-    resume_from: str = key(lambda v: True, "a folder of an earlier run, or empty")
+    resume_from: str = anything("a folder of an earlier run, or empty")
 
     @classmethod
     def from_run_config(cls, run_config: dict[str, Any]) -> Self:
@@ -91,19 +72,4 @@ class Config:
         Raises:
             ValueError: names the key, its value and what is allowed.
         """
-        values = {}
-        for f in fields(cls):
-            name = f.metadata["name"] or f.name.replace("_", "-")
-            if name not in run_config:
-                raise ValueError(f"run config: key '{name}' is missing; pyproject.toml lists all")
-            value = run_config[name]
-            if f.type is float and type(value) is int:
-                value = float(value)
-            if type(value) is not f.type or not f.metadata["check"](value):
-                kind = {int: "whole number", float: "number", bool: "truth value", str: "text"}
-                raise ValueError(
-                    f"run config: {name} = {run_config[name]!r} is not valid; "
-                    f"allowed: {f.metadata['allowed']} ({kind[f.type]})"
-                )
-            values[f.name] = value
-        return cls(**values)
+        return cls(**checked(cls, run_config))

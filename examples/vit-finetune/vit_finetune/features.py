@@ -25,7 +25,9 @@ from vit_finetune.dataset import Images, UnreadableImage
 from vit_finetune.models import Backbone, device
 
 FORMAT = "vit_finetune features 1"
-DEFAULT_FOLDER = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "flower-examples/vit-finetune")
+DEFAULT_FOLDER = Path(
+    os.environ.get("XDG_CACHE_HOME") or "~/.cache", "flower-examples/vit-finetune"
+)
 
 
 class Source(Protocol):

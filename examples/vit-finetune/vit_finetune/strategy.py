@@ -16,7 +16,7 @@ from tqdm import tqdm
 from vit_finetune import task
 from vit_finetune.checkpoint import RunState
 from vit_finetune.config import Config
-from vit_finetune.replies import collect, to_numpy, to_record
+from vit_finetune.replies import collect, one_line, to_numpy, to_record
 from vit_finetune.rounds import Rounds, TooFewReplies
 
 EXTRACT = f"{MessageType.QUERY}.extract"
@@ -183,7 +183,3 @@ class HeadFedAvg(Rounds, FedAvgM):
 def content_size(message: Message) -> int:
     """Return the bytes of a message's content as Flower sends it."""
     return recorddict_to_proto(message.content).ByteSize()
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split())
