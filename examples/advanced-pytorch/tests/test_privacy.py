@@ -19,7 +19,7 @@ from pytorch_example.mods import clip_update
 from pytorch_example.privacy import PrivateFedAvg
 from pytorch_example.replies import update_length
 
-NORM = 0.1
+NORM = 0.05
 
 
 def train(run_config: dict, noise: float, head: ArrayRecord | None = None) -> tuple[Message, float]:
