@@ -30,8 +30,8 @@ doctor: ## see whether this machine has what the examples need, and what to do w
 
 # Once more what fails: of several Ray clusters that start at once, one sometimes does not.
 test: check ## lint, then all tests: what CI runs
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 3 --dist loadfile \
-		--no-loadscope-reorder --reruns 1
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup \
+		--no-loadscope-reorder --reruns 1 tests
 
 test-latest: $(INSTALLED) ## run the examples offline on the newest flwr, beside the pinned one (EXAMPLE=)
 	@$(BIN)/python tools/newest_flower.py $(if $(filter file,$(origin EXAMPLE)),,$(EXAMPLE))

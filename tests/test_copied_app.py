@@ -1,16 +1,13 @@
-"""An app made from an example is whole: alone, in its own environment, it runs to the end."""
+"""An app made from an example is whole: alone, in its own environment, it passes its own tests."""
 
-import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from repository import ROOT, example_names, flower_settings
-
-BIN = Path(sys.executable).parent
+from on_this_machine import BIN
+from repository import ROOT, example_names
 
 
 def call(command: list, folder: Path, **changes: str) -> str:
@@ -23,32 +20,30 @@ def call(command: list, folder: Path, **changes: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=1200,
+        timeout=3600,
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
 @pytest.mark.parametrize("example", example_names())
-def test_new_app_installs_alone_and_runs(example, tmp_path):
-    """Of its own tests all are imported, and those of its configuration run.
+def test_new_app_passes_its_tests_alone(example, tmp_path):
+    """Among them is the offline run, with the figure that the README promises.
 
-    The others take minutes, run in the example, and differ from those there by names only.
+    This is where `make test` runs the examples' tests: here they also show that an example needs
+    nothing but what its own pyproject.toml names.
     """
     app, venv, uv = tmp_path / "my-own-app", tmp_path / "venv", BIN / "uv"
     call([sys.executable, ROOT / "tools" / "new_app.py", example, app], tmp_path)
     call([uv, "venv", "--quiet", "--seed", "--python", sys.executable, venv], app)
     python = ["--python", venv / "bin" / "python", "-c", ROOT / "constraints.txt"]
-    call([uv, "pip", "install", "--quiet", *python, "-e", ".[test]"], app)
+    call([uv, "pip", "install", "--quiet", *python, "-e", ".[test]", "pytest-rerunfailures"], app)
 
-    cache = str(tmp_path / "cache")  # the app's own, as empty as its user's
-    federations = flower_settings(app)["federations"]
-    nodes = federations[federations["default"]]["options"]["num-supernodes"]
-    command = [venv / "bin" / "flower-simulation", "--app", ".", "--num-supernodes", nodes]
-    log = call([*command, "--run-config", "offline.toml"], app, XDG_CACHE_HOME=cache)
-    [results] = app.glob("outputs/*/*/results.json")
-    assert json.loads(results.read_text())[-1]["evaluate_metrics_serverapp"]
-    assert str(ROOT) not in re.sub(r"(?m)^.*constraints.*$", "", log)
-
-    tests = [venv / "bin" / "python", "-m", "pytest", "-q", "-k", "test_config"]
-    call(tests, app, XDG_CACHE_HOME=cache)
+    changes = {"XDG_CACHE_HOME": str(tmp_path / "cache")}  # as empty as its user's
+    if data := os.environ.get("FLOWER_EXAMPLES_DATA"):
+        changes["MY_OWN_APP_DATA"] = str(Path(data).resolve())
+    # Once more what fails: see the Makefile.
+    told = call([venv / "bin" / "python", "-m", "pytest", "-ra", "--reruns", "1"], app, **changes)
+    print(told)
+    assert " passed" in told.splitlines()[-1]
+    assert str(ROOT) not in told
