@@ -91,6 +91,21 @@ def test_every_key_has_its_trade_off(example):
     assert not [line for line in lines if " # " not in line]
 
 
+# Keys whose meaning or choices differ between the examples.
+OWN_COMMENTS = {"dataset", "partitioning", "test-fraction", "cache-dir", "learning-rate"}
+OWN_COMMENTS |= {"model.name", "wandb.mode"}
+
+
+def test_a_key_of_one_meaning_has_one_comment():
+    comments: dict[str, set[str]] = {}
+    for example in EXAMPLES:
+        text = (ROOT / "examples" / example / "pyproject.toml").read_text()
+        section = text.split("[tool.flwr.app.config]")[1].split("\n[")[0]
+        for key, why in re.findall(r"^([\w.-]+) = .+?\s+# (.+)$", section, re.MULTILINE):
+            comments.setdefault(key.removeprefix("strategy."), set()).add(why)
+    assert {key for key, found in comments.items() if len(found) > 1} == OWN_COMMENTS
+
+
 @each_example
 def test_offline_settings_are_known_keys(example):
     keys = flatten(settings(example)["tool"]["flwr"]["app"]["config"]).keys()
@@ -154,6 +169,19 @@ def test_copies_are_equal(name):
     assert len(copies) >= 2
     texts = {path.read_text().replace(path.parent.name, "package") for path in copies}
     assert len(texts) == 1
+
+
+@pytest.mark.parametrize("start", ["**TLS and authentication.**", "**Clients that fail.**"])
+def test_paragraphs_are_equal(start):
+    """What several READMEs say of the same, they say in the same words."""
+    found = [
+        line.replace(example, "example").replace("`strategy.", "`")
+        for example in EXAMPLES
+        for line in (ROOT / "examples" / example / "README.md").read_text().splitlines()
+        if line.startswith(start)
+    ]
+    assert len(found) >= 4  # gpu-scaling has more to say of what goes wrong
+    assert len(set(found)) == 1
 
 
 @each_example

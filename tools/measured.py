@@ -10,19 +10,38 @@ def result(name: str) -> dict[str, Any]:
     return json.loads((ROOT / "results" / f"{name}.json").read_text())
 
 
+def found(name: str) -> dict[str, Any] | None:
+    """Return what was measured, None if it has not been yet."""
+    return result(name) if (ROOT / "results" / f"{name}.json").is_file() else None
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def taken(measured: dict[str, Any]) -> str:
-    """Say where and how a figure was measured, in a line."""
+def taken(*results: dict[str, Any]) -> str:
+    """Say where and how figures were measured, in a line: each place with its commands."""
+    places: dict[str, list[str]] = {}
+    for measured in results:
+        how = f"on {measured['date']} at commit {measured['commit']} with `{measured['command']}`"
+        places.setdefault(place(measured), []).append(how)
+    each = (f"{', '.join(hows)}: {on}" for on, hows in places.items())
+    return f"*Measured {'; '.join(each)}.*"
+
+
+def place(measured: dict[str, Any]) -> str:
     hardware, packages = measured["hardware"], measured["packages"]
     return (
-        f"*Measured on {measured['date']} at commit {measured['commit']} with "
-        f"`{measured['command']}`: {hardware['cores']} cores of a {hardware['processor']}, "
-        f"{hardware['gpu'] or 'no GPU'}, Python {measured['python']}, "
-        f"flwr {packages['flwr']}, torch {packages['torch']}.*"
+        f"{hardware['processor']}, {hardware['cores']} cores, {hardware['gpu'] or 'no GPU'}, "
+        f"Python {measured['python']}, flwr {packages['flwr']}, torch {packages['torch']}"
+    )
+
+
+def no_gpu_figure(what: str) -> str:
+    """Say what stands in the place of GPU figures until there are some."""
+    return (
+        f"No GPU figure has been taken yet; `make check-gpu` takes them: {what}, in a table here."
     )
 
 
@@ -30,3 +49,13 @@ def offline_on_digits(example: str) -> str:
     """Say what an offline run on the embedded digits reached."""
     accuracy = result("offline")["examples"][example]["last"]["accuracy"]
     return f"{accuracy:.2f} on digits"
+
+
+def offline_block(example: str) -> str:
+    """Say what an offline run on the embedded digits reaches, and how long it takes."""
+    measured = result("offline")
+    run = measured["examples"][example]
+    return (
+        f"You end at a central accuracy of {run['last']['accuracy']:.2f}, after "
+        f"{run['seconds']:.0f} s with start-up. {taken(measured)}"
+    )

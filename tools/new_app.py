@@ -24,12 +24,11 @@ PUBLISHER = "your-name"
 # Of what is generated in a README, the parts made from the app's own files, not from results/.
 OWN_PARTS = ("settings", "code", "addition")
 FIRST_SECTION = "\n## Run it in one minute, offline\n"  # before it: what we teach and measured
-# Where a README speaks of the repository, of its figures, or of GPUs that it had none of.
+# Where a README speaks of the repository, or of its figures.
 REWORDED = {
-    r"(\*\*TLS and authentication)(?:\.\*\* In|\*\*: in) a clone of .*? In short: s": r"\1.** S",
+    r"(\*\*TLS and authentication\.\*\*) In a clone of .*? In short: s": r"\1 S",
     r"start the SuperLink with `tools/superlink\.py` of the repository, or ": "",
-    r"\. (This federation is|These federations are) configured and .* been run on a GPU yet": "",
-    r"The GPU settings have not been measured: .*\n\n": "",
+    r"No GPU figure has been taken yet: .*\n\n": "",
     r", see above\.": ".",
     r"(## What to change first) when you copy it": r"\1",
     r"\d+\. \*\*The names\*\*: .*\n": "",

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from measured import result, table, taken
+from measured import offline_block, result, table, taken
 from repository import ROOT, example_folder, example_names
 
 
@@ -46,7 +46,8 @@ def blocks(page: Path) -> dict[str, Callable[[], str]]:
     if page == ROOT / "README.md":
         return {"examples": examples_table}
     example = page.parent.name
-    return {"settings": lambda: settings(example)} | figures(example).BLOCKS
+    common = {"settings": lambda: settings(example), "offline": lambda: offline_block(example)}
+    return common | figures(example).BLOCKS
 
 
 def pages() -> list[Path]:

@@ -5,8 +5,7 @@ from statistics import mean
 from typing import Any
 
 from matplotlib.figure import Figure
-from measured import result, table, taken
-from repository import ROOT
+from measured import found, no_gpu_figure, result, table, taken
 
 ACCURACY, SPEED, GPU = "flowertune-llm-accuracy", "flowertune-llm-speed", "flowertune-llm-gpu"
 PROFILE = "flowertune-llm-profile"
@@ -113,7 +112,8 @@ def layerwise_block() -> str:
         f"in Ray; a core here copies {copies['into used memory']:,.0f} MB/s into memory in use and "
         f"{copies['into new memory']:,.0f} MB/s into new. Between real processes over TLS, four of "
         f"its layers from 2 clients in slices of {between['slice_megabytes']} MiB: "
-        f"{between['mb_a_second']} MB/s; peaks: {peaks}. {taken(whole)}"
+        f"{between['mb_a_second']} MB/s; peaks: {peaks}. "
+        f"{taken(memory, published, whole, processes)}"
     )
 
 
@@ -164,12 +164,9 @@ def profile_block() -> str:
 
 
 def gpu_block() -> str:
-    if not (ROOT / "results" / f"{GPU}.json").is_file():
-        return (
-            "What this code takes on a GPU has not been measured yet; `make check-gpu` takes it: "
-            "device memory of a client and tokens a second for a model of 3B, in a table here."
-        )
-    measured = result(GPU)
+    measured = found(GPU)
+    if not measured:
+        return no_gpu_figure("device memory of a client and tokens a second for a model of 3B")
     rows = [
         [row["precision"], f"{row['peak_bytes'] / 1e9:.1f} GB", f"{row['tokens_a_second']:,.0f}"]
         for row in measured["rows"]
@@ -187,11 +184,12 @@ def gpu_block() -> str:
 
 
 def offline_block() -> str:
-    run = result("offline")["examples"][NAME]
+    measured = result("offline")
+    run = measured["examples"][NAME]
     return (
         f"Four rounds, 2 of 20 clients each, {run['seconds']:.0f} s with fetching and converting "
         f"the model: the held-out loss falls from {run['first']['loss']:.2f} to "
-        f"{run['last']['loss']:.2f} nats per token."
+        f"{run['last']['loss']:.2f} nats per token. {taken(measured)}"
     )
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from measured import offline_on_digits, result, table, taken
-from repository import ROOT
+from measured import found as found_result
+from measured import no_gpu_figure, offline_on_digits, table, taken
 
 GIB, MIB = 2**30, 2**20
 NAME = "gpu-scaling"
@@ -16,8 +16,7 @@ HOW = "`python benchmarks/gpu_scaling.py --parts {}`"
 
 def found(part: str) -> dict[str, Any] | None:
     """Return what was measured of a part, None if it was not."""
-    name = f"{NAME}-{part}"
-    return result(name) if (ROOT / "results" / f"{name}.json").is_file() else None
+    return found_result(f"{NAME}-{part}")
 
 
 def missing(part: str) -> str:
@@ -166,10 +165,7 @@ def supernodes_block() -> str:
 def gpu_block() -> str:
     measured = found("gpu")
     if not measured:
-        return (
-            "No GPU figure has been taken yet; `make check-gpu` takes them: steps a second and "
-            "device memory of 200 clients with 1 to 16 workers, in a table like these."
-        )
+        return no_gpu_figure("steps a second and device memory of 200 clients with 1 to 16 workers")
     rows = [
         [
             str(line["workers"]),

@@ -21,9 +21,9 @@ KEEPING = {
     "config.py": "every setting typed and checked, refused by name",
     "strategy.py": "the step towards the average, with momentum",
     "rounds.py": "sampling, the rounds, bad and late replies left out",
-    "replies.py": "what is wrong with a reply, in words",
+    "replies.py": "waiting for replies; what is wrong with one, in words",
     "checkpoint.py": "every round saved whole, resumed from where it stopped",
-    "outputs.py": "the folder of a run",
+    "outputs.py": "the folder of a run, new or resumed, with its curves",
     "errors.py": "lets Flower show why a run ended",
     "plot.py": "learning curves",
 }
@@ -58,7 +58,10 @@ def lines(path: Path) -> int:
 
 def addition_block() -> str:
     def rows(files: dict[str, str]) -> list[list[str]]:
-        return [[f"`{name}`", what, str(lines(PACKAGE / name))] for name, what in files.items()]
+        return [
+            [f"`{PACKAGE.name}/{name}`", what, str(lines(PACKAGE / name))]
+            for name, what in files.items()
+        ]
 
     added, keeping = (sum(lines(PACKAGE / n) for n in files) for files in (ADDED, KEEPING))
     total = [[f"**the federation: {len(ADDED)} files**", "", f"**{added}**"]]

@@ -5,9 +5,9 @@ from statistics import mean, median
 from typing import Any
 
 from matplotlib.figure import Figure
-from measured import offline_on_digits, result, table, taken
-from repository import ROOT
+from measured import found, no_gpu_figure, offline_on_digits, result, table, taken
 
+CLOSED_FORM = "vit-finetune-closed-form"
 NAMES = {
     "iid": "IID",
     "iid, plain FedAvg": "IID, plain FedAvg",
@@ -24,7 +24,7 @@ def last(run: dict[str, Any], part: str = "evaluate_metrics_serverapp") -> dict[
 
 def accuracies(name: str) -> list[float]:
     """Return the central test accuracy after the last round, a number for each seed."""
-    file = "vit-finetune-closed-form" if "closed form" in name else "vit-finetune-accuracy"
+    file = CLOSED_FORM if "closed form" in name else "vit-finetune-accuracy"
     return [last(run)["accuracy"] for run in result(file)["runs"][name]]
 
 
@@ -94,7 +94,7 @@ def accuracy_block() -> str:
         f"{several([last(run)['accuracy'] for run in held_out])}; on the clients' own held-out "
         f"images it scores {mean(own):.3f}, half of the clients between "
         f"{clients[len(clients) // 4]:.2f} and {clients[3 * len(clients) // 4]:.2f} (six images "
-        f"each, so take that lightly). {taken(measured)}"
+        f"each, so take that lightly). {taken(measured, result(CLOSED_FORM))}"
     )
 
 
@@ -175,9 +175,9 @@ def original_block() -> str:
         f"A round of one local epoch takes {speed['original_round']:.0f} s the original way and "
         f"{speed['later_cached_round']:.2f} s from the cache (`vit_tiny`, table above)."
     )
-    if not (ROOT / "results" / "vit-finetune-original.json").is_file():
+    measured = found("vit-finetune-original")
+    if not measured:
         return f"{seconds} Its accuracy has not been measured yet."
-    measured = result("vit-finetune-original")
     texts = {
         "original": "original way: random crops, full forward pass each epoch",
         "cached": "cached features of central crops",
@@ -187,7 +187,8 @@ def original_block() -> str:
         for text, run in ((text, measured["runs"][name]) for name, text in texts.items())
     ]
     header = ["`vit_tiny`, IID, 20 rounds of one local epoch", "accuracy", "best round", "time"]
-    return f"{table(header, rows)}\n\nSeed {measured['seed']}. {taken(measured)}"
+    seeds = "".join(f"Seed {seed}. " for seed in measured.get("seeds", []))
+    return f"{table(header, rows)}\n\n{seeds}{taken(measured)}"
 
 
 def best(run: dict[str, Any]) -> float:
@@ -195,12 +196,9 @@ def best(run: dict[str, Any]) -> float:
 
 
 def gpu_block() -> str:
-    if not (ROOT / "results" / "vit-finetune-gpu.json").is_file():
-        return (
-            "No GPU figure has been taken yet; `make check-gpu` takes them: images a second, "
-            "seconds of a step and device memory, in a table like this one."
-        )
-    measured = result("vit-finetune-gpu")
+    measured = found("vit-finetune-gpu")
+    if not measured:
+        return no_gpu_figure("images a second, seconds of a step and device memory")
     rows = [
         [
             f"`{line['model']}`, {line['precision']}, batch {line['batch']}",

@@ -64,7 +64,7 @@ class RunState:
 
 
 class RunFolder:
-    """The folder of one run: config.json, results.json, curves.png and two .safetensors files."""
+    """The folder of one run: config.json, results.json, curves.png and .safetensors files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
