@@ -55,7 +55,8 @@ def test_ci_calls_make_and_nothing_else():
         "actions/checkout",
         "actions/setup-python",
     }
-    assert [step["run"] for step in steps if "run" in step] == ["make test"]
+    commands = [step["run"] for step in steps if "run" in step]
+    assert commands == ["make test", "make test-latest"]
     assert (ROOT / ".ci" / "run").read_text().endswith("\nmake test\n")
 
 

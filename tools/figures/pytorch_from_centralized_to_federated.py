@@ -18,8 +18,11 @@ ADDED = {
     "partition.py": "which part of the data each client holds",
 }
 KEEPING = {
+    "node.py": "which partition a client's node was given",
     "config.py": "every setting typed and checked, refused by name",
-    "strategy.py": "the step towards the average, with momentum",
+    "keys.py": "what a setting may be",
+    "strategy.py": "the server's strategy: FedAvg with momentum",
+    "momentum.py": "the step towards the average",
     "rounds.py": "sampling, the rounds, bad and late replies left out",
     "replies.py": "waiting for replies; what is wrong with one, in words",
     "checkpoint.py": "every round saved whole, resumed from where it stopped",
