@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from on_this_machine import BIN
 from repository import ROOT, example_names, flower_settings
-
-BIN = Path(sys.executable).parent
 
 
 def call(command: list, folder: Path, **changes: str) -> str:
