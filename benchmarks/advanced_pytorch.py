@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, SEED, default_dataset, measurement, simulate
+from common import ROOT, SEED, declared_config, default_dataset, measurement, simulate
 
 APP = ROOT / "examples" / "advanced-pytorch"
 NODES = 50
@@ -30,16 +30,14 @@ PHASES = ("train: sampled", "aggregate_train:", "evaluate: sampled", "aggregate_
 
 def plain_loop(dataset: str, rounds: int, threads: int) -> None:
     """Train without Flower and print one JSON line a round: accuracy and seconds of each part."""
-    sys.path.insert(0, str(ROOT / "tools"))
     import numpy as np
     import torch
     from pytorch_example import task
     from pytorch_example.client_app import derive_seed
     from pytorch_example.config import Config
-    from repository import flatten, flower_settings
 
     torch.set_num_threads(threads)
-    config = Config.from_run_config(flatten(flower_settings(APP)["app"]["config"]))
+    config = Config.from_run_config(declared_config(APP))
     test_data = task.load_test(dataset)
     data = [
         task.load_partition(

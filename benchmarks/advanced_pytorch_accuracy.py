@@ -1,12 +1,11 @@
 """Accuracy of advanced-pytorch with its own defaults, over rounds and seeds, on real data."""
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, default_dataset, measurement, simulate
+from common import ROOT, default_dataset, history, measurement, simulate
 
 SEEDS = (42, 43, 44)
 
@@ -32,11 +31,8 @@ def main() -> None:
                 for line in simulate(ROOT / "examples/advanced-pytorch", 50, config, Path(folder)):
                     if "serverapp: accuracy" in line:
                         print(f"seed {seed}: {line.split('serverapp: ')[1].strip()}", flush=True)
-                [results] = Path(folder).glob("outputs/*/*/results.json")
-                history = json.loads(results.read_text())
-            result["runs"].append(
-                {"seed": seed, "seconds": time.monotonic() - began, "history": history}
-            )
+                run = {"seed": seed, "history": history(Path(folder))}
+            result["runs"].append(run | {"seconds": time.monotonic() - began})
 
 
 if __name__ == "__main__":

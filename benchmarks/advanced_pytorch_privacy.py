@@ -1,13 +1,12 @@
 """Accuracy that differential privacy costs advanced-pytorch, with few and all clients a round."""
 
 import argparse
-import json
 import tempfile
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, default_dataset, measurement, simulate
+from common import ROOT, default_dataset, history, measurement, simulate
 
 SEEDS = (42, 43, 44)
 NODES, ROUNDS = 50, 10
@@ -35,9 +34,8 @@ def accuracies(config: dict[str, Any]) -> list[float]:
         except RuntimeError as error:  # too much noise, and training ends in NaN
             if "min-replies = " not in str(error):
                 raise
-        [results] = Path(folder).glob("outputs/*/*/results.json")
-        history = json.loads(results.read_text())
-    return [entry["evaluate_metrics_serverapp"]["accuracy"] for entry in history]
+        rounds = history(Path(folder))
+    return [entry["evaluate_metrics_serverapp"]["accuracy"] for entry in rounds]
 
 
 def main() -> None:

@@ -14,12 +14,13 @@ from typing import Any
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
+from repository import ROOT, as_run_config, flatten, flower_settings, load_toml
+
 # `import vit_finetune` is to find the package, not the script of that name in this folder; in
 # processes that are spawned, too, where this runs once more.
 HERE = str(Path(__file__).resolve().parent)
 sys.path[:] = [path for path in sys.path if os.path.realpath(path or ".") != HERE] + [HERE]
-sys.path.append(str(ROOT / "tools"))
 PACKAGES = ("flwr", "flwr-datasets", "ray", "torch", "torchvision", "numpy", "datasets")
 PACKAGES += ("transformers", "peft", "bitsandbytes")
 SEED = 42  # the examples' own
@@ -34,8 +35,6 @@ def default_dataset(folder: str, hub_name: str) -> str:
 
 def declared_config(app: Path, *, offline: bool = False) -> dict[str, Any]:
     """Return an app's run config as Flower hands it over, with offline.toml if asked for."""
-    from repository import flatten, flower_settings, load_toml  # of tools/, on the path by now
-
     declared = flatten(flower_settings(app)["app"]["config"])
     return declared | (flatten(load_toml(app / "offline.toml")) if offline else {})
 
@@ -130,9 +129,9 @@ def simulate(app: Path, nodes: int, run_config: dict[str, Any], folder: Path) ->
     Raises:
         RuntimeError: the app failed; the message ends with its last lines.
     """
-    settings = " ".join(f"{key}={json.dumps(value)}" for key, value in run_config.items())
     command = [Path(sys.executable).parent / "flower-simulation", "--app", app]
-    command += ["--num-supernodes", nodes, "--backend-config", ONE_CPU, "--run-config", settings]
+    command += ["--num-supernodes", nodes, "--backend-config", ONE_CPU]
+    command += ["--run-config", as_run_config(run_config)]
     process = subprocess.Popen(
         [str(part) for part in command],
         cwd=folder,
@@ -147,6 +146,12 @@ def simulate(app: Path, nodes: int, run_config: dict[str, Any], folder: Path) ->
         yield line
     if process.wait() != 0:
         raise RuntimeError(f"{app} failed:\n{''.join(lines[-30:])}")
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """Return results.json of the only run in a folder: an object for each round."""
+    [results] = folder.glob("outputs/*/*/results.json")
+    return json.loads(results.read_text())
 
 
 def in_words(row: dict[str, Any]) -> str:

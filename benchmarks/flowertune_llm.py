@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from common import ROOT, SEED, declared_config, measurement, simulate
 from flowertune_llm import models, task
-from flowertune_llm.client_app import derive_seed
 from flowertune_llm.config import Config
 from flowertune_llm.dataset import load_partition
+from flowertune_llm.serving import Order
+from flowertune_llm.training import seed_of
 
 APP = ROOT / "examples" / "flowertune-llm"
 STEPS, ROUNDS, REPEATS, BATCH = 12, 4, 2, 4
@@ -60,8 +61,9 @@ def bare(rounds: int) -> dict[str, float]:
     models.set_adapter(model, models.initial_adapter(config))
     took, tokens = 0.0, 0
     for server_round in range(1, rounds + 1):
-        seed = derive_seed(config.seed, server_round, 0)
-        loader = task.trainer(model, data, config, 1e-3, seed).get_train_dataloader()
+        order = Order(0, 1, server_round, learning_rate=1e-3)
+        trainer = task.trainer(model, data, config, order.learning_rate, seed_of(config, order))
+        loader = trainer.get_train_dataloader()
         batches = [batch for _, batch in zip(range(STEPS), loader, strict=False)]
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
         model.train()

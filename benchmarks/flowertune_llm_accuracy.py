@@ -7,14 +7,13 @@ centralised runs take as many steps, with the batch of one client and with those
 
 import argparse
 import itertools
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, declared_config, measurement, simulate
+from common import ROOT, declared_config, history, measurement, simulate
 from datasets import concatenate_datasets
 from flowertune_llm import models, task
 from flowertune_llm.config import Config
@@ -39,11 +38,10 @@ def federated(run_config: dict[str, Any]) -> tuple[list[list[float]], int]:
     with tempfile.TemporaryDirectory() as folder:
         for _ in simulate(APP, CLIENTS, run_config, Path(folder)):
             pass
-        [path] = Path(folder).glob("outputs/*/*/results.json")
-        history = json.loads(path.read_text())
-    tested = [(e["round"], e["evaluate_metrics_serverapp"]) for e in history]
+        rounds = history(Path(folder))
+    tested = [(e["round"], e["evaluate_metrics_serverapp"]) for e in rounds]
     points = [[r * run_config[STEPS], metrics["loss"]] for r, metrics in tested if metrics]
-    return points, history[1]["traffic"]["up_bytes"]
+    return points, rounds[1]["traffic"]["up_bytes"]
 
 
 def centralised(run_config: dict[str, Any], batch: int) -> list[list[float]]:

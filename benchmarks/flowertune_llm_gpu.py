@@ -77,7 +77,6 @@ def measure(name: str, folder: Path, batch: int, length: int) -> dict[str, Any]:
         "precision": name,
         "tokens_a_second": STEPS * batch * length / seconds,
         "peak_bytes": torch.cuda.max_memory_allocated() if cuda else None,
-        "reserved_bytes": torch.cuda.max_memory_reserved() if cuda else None,
     }
 
 

@@ -11,17 +11,15 @@ import re
 import statistics
 import tempfile
 import time
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from common import ROOT, SEED, measurement, simulate
+from common import ROOT, SEED, declared_config, measurement, simulate
 from flowertune_llm import models, profiling, transport
 from flowertune_llm.config import Config
 from flwr.app import Context, Message, MetricRecord, RecordDict
-from flwr.common.config import flatten_dict
 from flwr.common.logger import console_handler
 
 APP = ROOT / "examples" / "flowertune-llm"
@@ -51,9 +49,7 @@ class Nowhere:
 
 def settings() -> dict[str, Any]:
     """Return the run config of the offline run."""
-    declared = tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    offline = tomllib.loads((APP / "offline.toml").read_text())
-    return flatten_dict(declared) | flatten_dict(offline)
+    return declared_config(APP, offline=True)
 
 
 def seconds(enabled: bool) -> dict[str, float]:

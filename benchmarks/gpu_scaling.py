@@ -29,6 +29,7 @@ from typing import Any
 
 import psutil
 from common import ROOT, SEED, default_dataset, measurement, simulate
+from repository import as_run_config
 from watch import Memory, pss
 
 APP = ROOT / "examples" / "gpu-scaling"
@@ -112,11 +113,10 @@ def supernodes(base: dict[str, Any], count: int) -> dict[str, Any]:
     """Start SuperNodes by run.sh, ten of them sampled in each of two rounds; weigh each kind."""
     sampled, began = min(10, count), time.monotonic()
     words = [str(n) for n in (count, count, sampled, 2)]
-    settings = " ".join(f"{key}='{value}'" for key, value in base.items())
     found: dict[str, Any] = {"supernodes": count, "sampled": sampled, "round_seconds": []}
     with Memory(every=3.0) as memory, tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
-            [APP / "run.sh", *words, "--run-config", settings],
+            [APP / "run.sh", *words, "--run-config", as_run_config(base)],
             cwd=folder,
             env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             stdout=subprocess.PIPE,

@@ -12,85 +12,20 @@ The resident memory of every process is sampled five times a second.
 import argparse
 import os
 import re
-import sys
 import tempfile
-import threading
 import time
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import psutil
 from common import ROOT, SEED, measurement, simulate
+from federation import Federation
+from repository import as_run_config
+from watch import MemoryByKind
 
-sys.path.insert(0, str(ROOT / "tools"))
 APP = ROOT / "examples" / "flowertune-llm"
 LLAMA_70B = "synthetic-llama-3.1-70b"
 # Peak GB of all models held in memory, as NVIDIA FLARE states it for 5 GB; with its disk offload 21
 PUBLISHED = {4: 44.5, 8: 62.5, 12: 88.0, 16: 115.0}
-KINDS = {  # what a process is, by a word of its command line
-    "flwr-serverapp": "server app",
-    "flower-supernode": "SuperNode",
-    "superlink.py": "SuperLink",
-    "flower-superexec": "launcher",
-    "warm_clientapp": "client app",
-    "flwr-clientapp": "client app",
-    "forkserver": "client app",
-    "ClientAppActor": "client app",
-    "flower-simulation": "server app",
-    "raylet": "Ray",
-    "gcs_server": "Ray",
-}
-LEAST_FREE = 2 * 2**30  # a run that leaves less of the machine's memory is ended
-
-
-class Memory:
-    """Samples the resident memory of this process's descendants; keeps each kind's peak."""
-
-    def __init__(self) -> None:
-        self.peaks: dict[str, int] = {}  # resident
-        self.own: dict[str, int] = {}  # resident and not shared
-        self.seconds: dict[str, dict[int, float]] = {}
-        self.idle = 0  # the server's own, before the first slice
-        self.too_much = False
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self.sample, daemon=True)
-
-    def __enter__(self) -> Self:
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self.thread.join()
-
-    def sample(self) -> None:
-        while not self.stop.wait(0.2):
-            processes = psutil.Process().children(recursive=True)
-            for process in processes:
-                with suppress(psutil.Error):
-                    self.note(process)
-            if psutil.virtual_memory().available < LEAST_FREE:
-                self.too_much = True
-                for process in processes:
-                    with suppress(psutil.Error):
-                        process.kill()
-
-    def note(self, process: psutil.Process) -> None:
-        line = " ".join(process.cmdline())
-        kind = next((kind for word, kind in KINDS.items() if word in line), "other")
-        memory = process.memory_info()
-        self.peaks[kind] = max(self.peaks.get(kind, 0), memory.rss)
-        # Ray's object store is mapped into all of its processes: resident, and not their own.
-        own = memory.rss - memory.shared
-        self.own[kind] = max(self.own.get(kind, 0), own)
-        times = process.cpu_times()
-        self.seconds.setdefault(kind, {})[process.pid] = times.user + times.system
-
-    def report(self) -> dict[str, Any]:
-        cpu = {kind: sum(seconds.values()) for kind, seconds in self.seconds.items()}
-        peaks = {"peak_bytes": self.peaks, "own_peak_bytes": self.own}
-        return peaks | {"cpu_seconds": cpu, "idle_server_bytes": self.idle}
 
 
 def settings(model: str, **changes: object) -> dict[str, Any]:
@@ -106,7 +41,7 @@ def simulated(clients: int, run_config: dict[str, Any]) -> dict[str, Any]:
     """Return what one aggregation took."""
     result: dict[str, Any] = {"clients": clients, "mode": run_config["aggregation.mode"]}
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, Memory() as memory:
+    with tempfile.TemporaryDirectory() as folder, MemoryByKind() as memory:
         try:
             for line in simulate(APP, clients, run_config, Path(folder)):
                 if "sampled" in line:
@@ -175,22 +110,16 @@ def whole_70b() -> dict[str, Any]:
 
 def processes() -> dict[str, Any]:
     """Aggregate on a SuperLink with two SuperNodes."""
-    from federation import Federation
-
     run_config = settings("synthetic-llama-70b-4-layers", **{"aggregation.mode": "layerwise"})
     run_config |= {"aggregation.slice-megabytes": SLICE}
-    words = " ".join(
-        f"{key}={str(value).lower() if isinstance(value, bool) else repr(value)}"
-        for key, value in run_config.items()
-    )
     with (
         tempfile.TemporaryDirectory() as folder,
-        Memory() as memory,
+        MemoryByKind() as memory,
         Federation(APP, Path(folder), warm=True, database=False, verbose=False) as federation,
     ):
         for partition in range(2):
             federation.start_supernode(partition, 2)
-        status = federation.follow(federation.run(words))
+        status = federation.follow(federation.run(as_run_config(run_config)))
         log = (Path(folder) / "logs" / "superlink.log").read_text()
     found = re.findall(r"([\d.]+) of ([\d.]+) GB, (\d+) MB/s", log)[-1]
     row = {"clients": 2, "mode": "layerwise", "status": status, "gigabytes": float(found[1])}

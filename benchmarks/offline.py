@@ -1,7 +1,6 @@
 """Seconds and outcome of each example's offline run, as `make run` does it."""
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, SEED, measurement
+from common import ROOT, SEED, history, measurement
 from repository import example_names
 
 
@@ -31,9 +30,8 @@ def main() -> None:
                 seconds = time.monotonic() - began
                 if done.returncode != 0:
                     raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
-                [results] = Path(folder).glob("outputs/*/*/results.json")
-                history = json.loads(results.read_text())
-            first, last = (history[i]["evaluate_metrics_serverapp"] for i in (0, -1))
+                rounds = history(Path(folder))
+            first, last = (rounds[i]["evaluate_metrics_serverapp"] for i in (0, -1))
             examples[name] = {"seconds": seconds, "first": first, "last": last}
             print(name, examples[name])
 

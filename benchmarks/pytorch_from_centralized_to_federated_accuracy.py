@@ -6,14 +6,13 @@ federated runs go through `flower-simulation`, one pass over each client's data 
 
 import argparse
 import itertools
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from centralized_to_federated import task
-from common import ROOT, default_dataset, measurement, simulate
+from common import ROOT, declared_config, default_dataset, history, measurement, simulate
 
 APP = ROOT / "examples" / "pytorch-from-centralized-to-federated"
 SEEDS = (42, 43, 44)
@@ -45,15 +44,13 @@ def centralised(dataset: str, network: str, seed: int, config: dict[str, Any]) -
     return accuracies
 
 
-def federated(nodes: int, run_config: dict[str, Any]) -> tuple[list[float], dict[str, Any]]:
-    """Return the central test accuracy after each round, and the run config."""
+def federated(nodes: int, run_config: dict[str, Any]) -> list[float]:
+    """Return the central test accuracy after each round."""
     with tempfile.TemporaryDirectory() as folder:
         for _ in simulate(APP, nodes, run_config, Path(folder)):
             pass
-        [run] = Path(folder).glob("outputs/*/*")
-        history = json.loads((run / "results.json").read_text())
-        config = json.loads((run / "config.json").read_text())
-    return [e["evaluate_metrics_serverapp"]["accuracy"] for e in history[1:]], config
+        rounds = history(Path(folder))
+    return [entry["evaluate_metrics_serverapp"]["accuracy"] for entry in rounds[1:]]
 
 
 def main() -> None:
@@ -66,14 +63,14 @@ def main() -> None:
             began = time.monotonic()
             changes = {"dataset": dataset, "network": NETWORKS[0], "seed": seed}
             changes |= settings | {"num-server-rounds": PASSES}
-            curve, config = federated(nodes, changes)
+            curve = federated(nodes, changes)
             runs.setdefault(f"{NETWORKS[0]}, {name}", []).append(curve)
             took = time.monotonic() - began
             print(
                 f"{NETWORKS[0]}, {name}, seed {seed}: {curve[-1]:.4f} in {took:.0f} s", flush=True
             )
         for network, seed in itertools.product(NETWORKS, SEEDS):
-            curve = centralised(dataset, network, seed, config)
+            curve = centralised(dataset, network, seed, declared_config(APP))
             runs.setdefault(f"{network}, centralised", []).append(curve)
             print(f"{network}, centralised, seed {seed}: {curve[-1]:.4f}", flush=True)
         sizes = {

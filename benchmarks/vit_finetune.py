@@ -15,58 +15,36 @@ import json
 import re
 import statistics
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
-from common import ROOT, SEED, default_dataset, measurement, simulate
+from common import ROOT, SEED, default_dataset, history, measurement, simulate
 from torch.nn.functional import cross_entropy
 from vit_finetune import dataset, task
 from vit_finetune.features import CachedFeatures
 from vit_finetune.models import Backbone
+from watch import ClientMemory
 
 APP = ROOT / "examples" / "vit-finetune"
 NODES, ROUNDS = 20, 20
 
 
-class ClientMemory(threading.Thread):
-    """Samples the memory of all client processes; keeps the peak of one (PSS, bytes)."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak, self.running = 0, True
-
-    def run(self) -> None:
-        while self.running:
-            for process in psutil.process_iter(["cmdline"]):
-                if " ".join(process.info["cmdline"] or []).startswith("ray::ClientAppActor"):
-                    try:
-                        self.peak = max(self.peak, process.memory_full_info().pss)
-                    except psutil.Error:
-                        continue  # it has ended
-            time.sleep(0.3)
-
-
 def measure(run_config: dict[str, Any]) -> dict[str, Any]:
     """Run the example; return seconds of the whole run and of its rounds, traffic and memory."""
-    memory, rounds, began = ClientMemory(), [], time.monotonic()
-    memory.start()
-    with tempfile.TemporaryDirectory() as folder:
+    rounds, began = [], time.monotonic()
+    with ClientMemory() as memory, tempfile.TemporaryDirectory() as folder:
         for line in simulate(APP, NODES, run_config, Path(folder)):
             if match := re.search(r"Round took ([\d.]+) s", line):
                 rounds.append(float(match[1]))
                 print(f"  round {len(rounds)}: {rounds[-1]} s", flush=True)
-        [results] = Path(folder).glob("outputs/*/*/results.json")
-        history = json.loads(results.read_text())
-    memory.running = False
+        results = history(Path(folder))
     return {
         "seconds": time.monotonic() - began,
         "round_seconds": rounds,
-        "traffic": history[1]["traffic"],
-        "accuracy": [e["evaluate_metrics_serverapp"]["accuracy"] for e in history],
+        "traffic": results[1]["traffic"],
+        "accuracy": [e["evaluate_metrics_serverapp"]["accuracy"] for e in results],
         "peak_client_bytes": memory.peak,
     }
 

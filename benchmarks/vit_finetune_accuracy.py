@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import ROOT, default_dataset, measurement, simulate
+from common import ROOT, declared_config, default_dataset, history, measurement, simulate
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
@@ -29,9 +28,6 @@ from vit_finetune import dataset, task
 from vit_finetune.client_app import derive_seed
 from vit_finetune.config import Config
 from vit_finetune.features import CachedFeatures
-
-sys.path.insert(0, str(ROOT / "tools"))
-from repository import flatten, flower_settings
 
 APP = ROOT / "examples" / "vit-finetune"
 SEEDS = (42, 43, 44)
@@ -178,22 +174,15 @@ def centralised(training: Data, test: Data) -> dict[str, Any]:
 
 
 def tuned(training: Data, config: Config) -> dict[str, Any]:
-    """Return the best federated settings by cross-validation, and how the defaults score there."""
+    """Return the best federated settings by cross-validation."""
     pairs = folds(training)
     scores = [
         (mean(federated(a, b, config, **settings) for a, b in pairs), settings)
         for settings in combinations(FEDERATED_GRID)
     ]
     score, best = max(scores, key=lambda pair: pair[0])
-    defaults = {name: getattr(config, name) for name in FEDERATED_GRID}
-    [default_score] = [value for value, settings in scores if settings == defaults]
     shrinkage = {s: mean(closed_form(a, b, s) for a, b in pairs) for s in SHRINKAGE_GRID}
-    return {
-        "best": best,
-        "validation": score,
-        "validation_of_defaults": default_score,
-        "shrinkage": shrinkage,
-    }
+    return {"best": best, "validation": score, "shrinkage": shrinkage}
 
 
 def run_app(run_config: dict[str, Any]) -> dict[str, Any]:
@@ -203,16 +192,14 @@ def run_app(run_config: dict[str, Any]) -> dict[str, Any]:
         for line in simulate(APP, NODES, run_config, Path(folder)):
             if "serverapp: accuracy" in line and not run_config.get("feature-cache", True):
                 print(line.split("serverapp: ")[1].strip(), flush=True)
-        [results] = Path(folder).glob("outputs/*/*/results.json")
-        history = json.loads(results.read_text())
-    return {"seconds": time.monotonic() - began, "history": thinned(history)}
+        rounds = history(Path(folder))
+    return {"seconds": time.monotonic() - began, "history": thinned(rounds)}
 
 
-def thinned(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def thinned(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Keep the clients' own figures for the last round only."""
-    return [{k: v for k, v in entry.items() if k != "clients"} for entry in history[:-1]] + [
-        history[-1]
-    ]
+    *earlier, last = rounds
+    return [{k: v for k, v in entry.items() if k != "clients"} for entry in earlier] + [last]
 
 
 def run_all(
@@ -259,7 +246,7 @@ def main() -> None:
         return
     with measurement("vit-finetune-accuracy", SEEDS) as result:
         result |= {"nodes": NODES, "runs": run_all(base, RUNS)}
-        run_config = flatten(flower_settings(APP)["app"]["config"]) | base
+        run_config = declared_config(APP) | base
         config = dataclasses.replace(Config.from_run_config(run_config), test_fraction=0.0)
         test = task.load_test(config)[0]
         images = dataset.to_images(dataset.load_split(config.dataset, "train"), config.dataset)

@@ -1,42 +1,71 @@
-"""Memory of all processes of a run together, on the machine and on its GPUs. In bytes."""
+"""Memory of the processes of a run, looked at again and again. In bytes."""
 
 import os
 import re
 import subprocess
 import threading
-import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 
 MARK = "FLOWER_EXAMPLES_BENCHMARK"  # in the environment of all processes of a run
+KINDS = {  # what a process is, by a word of its command line
+    "flwr-serverapp": "server app",
+    "flower-supernode": "SuperNode",
+    "superlink.py": "SuperLink",
+    "flower-superexec": "launcher",
+    "warm_clientapp": "client app",
+    "flwr-clientapp": "client app",
+    "forkserver": "client app",
+    "ClientAppActor": "client app",
+    "flower-simulation": "server app",
+    "raylet": "Ray",
+    "gcs_server": "Ray",
+}
+LEAST_FREE = 2 * 2**30  # a run that leaves less of the machine's memory is ended
 
 
-class Memory(threading.Thread):
-    """Watches what the processes of a run hold together; bytes."""
+class Watch(threading.Thread):
+    """Looks at something again and again while the body of a `with` statement runs.
 
-    def __init__(self, every: float = 1.0) -> None:
+    Args:
+        every: seconds from one look to the next.
+    """
+
+    def __init__(self, every: float) -> None:
         super().__init__(daemon=True)
-        self.mark, self.every = uuid.uuid4().hex, every
-        os.environ[MARK] = self.mark
-        self.peak, self.device_peak, self.most, self.running = 0, 0, 0, True
-        self.device_before = device_bytes()
+        self.every, self.ended = every, threading.Event()
 
-    def __enter__(self) -> "Memory":
+    def __enter__(self) -> Self:
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.running = False
+        self.ended.set()
         self.join()
 
     def run(self) -> None:
-        while self.running:
+        while not self.ended.is_set():
             self.look()
-            time.sleep(self.every)
+            self.ended.wait(self.every)
+
+    def look(self) -> Any:
+        raise NotImplementedError
+
+
+class Memory(Watch):
+    """What the processes of a run hold together (PSS), on the machine and on its GPUs."""
+
+    def __init__(self, every: float = 1.0) -> None:
+        super().__init__(every)
+        self.mark = uuid.uuid4().hex
+        os.environ[MARK] = self.mark
+        self.peak, self.device_peak, self.most = 0, 0, 0
+        self.device_before = device_bytes()
 
     def look(self) -> int:
         """Return what all hold now."""
@@ -58,6 +87,59 @@ class Memory(threading.Thread):
     def found(self) -> dict[str, Any]:
         found = {"peak_bytes": self.peak, "processes": self.most}
         return found | ({} if self.device_before is None else {"device_bytes": self.device_peak})
+
+
+class ClientMemory(Watch):
+    """The most that one client process of a simulation holds (PSS)."""
+
+    def __init__(self) -> None:
+        super().__init__(every=0.3)
+        self.peak = 0
+
+    def look(self) -> None:
+        for process in psutil.process_iter(["cmdline"]):
+            if " ".join(process.info["cmdline"] or []).startswith("ray::ClientAppActor"):
+                with suppress(psutil.Error):  # it has ended
+                    self.peak = max(self.peak, process.memory_full_info().pss)
+
+
+class MemoryByKind(Watch):
+    """The most resident memory of one process of each kind, of this process's descendants."""
+
+    def __init__(self) -> None:
+        super().__init__(every=0.2)
+        self.peaks: dict[str, int] = {}  # resident
+        self.own: dict[str, int] = {}  # resident and not shared
+        self.seconds: dict[str, dict[int, float]] = {}
+        self.idle = 0  # the server's own, before the first slice
+        self.too_much = False
+
+    def look(self) -> None:
+        processes = psutil.Process().children(recursive=True)
+        for process in processes:
+            with suppress(psutil.Error):
+                self.note(process)
+        if psutil.virtual_memory().available < LEAST_FREE:
+            self.too_much = True
+            for process in processes:
+                with suppress(psutil.Error):
+                    process.kill()
+
+    def note(self, process: psutil.Process) -> None:
+        line = " ".join(process.cmdline())
+        kind = next((kind for word, kind in KINDS.items() if word in line), "other")
+        memory = process.memory_info()
+        self.peaks[kind] = max(self.peaks.get(kind, 0), memory.rss)
+        # Ray's object store is mapped into all of its processes: resident, and not their own.
+        own = memory.rss - memory.shared
+        self.own[kind] = max(self.own.get(kind, 0), own)
+        times = process.cpu_times()
+        self.seconds.setdefault(kind, {})[process.pid] = times.user + times.system
+
+    def report(self) -> dict[str, Any]:
+        cpu = {kind: sum(seconds.values()) for kind, seconds in self.seconds.items()}
+        peaks = {"peak_bytes": self.peaks, "own_peak_bytes": self.own}
+        return peaks | {"cpu_seconds": cpu, "idle_server_bytes": self.idle}
 
 
 def pss(process: psutil.Process, field: str = "Pss") -> int:

@@ -1,6 +1,7 @@
 """What the tests of federations on this machine share."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -8,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from repository import ROOT
 
 BIN = Path(sys.executable).parent
+posix_only = pytest.mark.skipif(os.name == "nt", reason="stops processes by their POSIX group")
 CIFAR = ROOT / "examples" / "pytorch-from-centralized-to-federated"
 
 

@@ -9,13 +9,13 @@ import sys
 from typing import Any
 
 import pytest
-from on_this_machine import BIN, CIFAR, processes_of, results, wait
-from repository import ROOT, example_names
+from on_this_machine import BIN, CIFAR, posix_only, processes_of, results, wait
+from repository import ROOT, as_run_config, example_names, flatten, load_toml
 
 TOOL = [sys.executable, ROOT / "tools" / "federation.py"]
 TWO_ROUNDS = "num-server-rounds=2"
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="stops processes by their POSIX group")
+pytestmark = posix_only
 
 
 def form(value: Any) -> Any:
@@ -46,12 +46,10 @@ def test_each_example_gives_what_the_simulation_gives(example, tmp_path):
 
     simulated = tmp_path / "simulated"
     simulated.mkdir()
-    text = (app / "offline.toml").read_text()
-    settings = dict(re.findall(r"^([\w.-]+) = (\S+)", text, re.MULTILINE))
-    settings["num-server-rounds"] = "2"
+    settings = flatten(load_toml(app / "offline.toml")) | {"num-server-rounds": 2}
     command = [BIN / "flower-simulation", "--app", app, "--num-supernodes", "2"]
     command += ["--backend-config", '{"client_resources": {"num_cpus": 1}}']
-    command += ["--run-config", " ".join(f"{key}={value}" for key, value in settings.items())]
+    command += ["--run-config", as_run_config(settings)]
     done = subprocess.run(command, cwd=simulated, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert form(results(tmp_path)) == form(results(simulated))
@@ -87,11 +85,17 @@ def test_two_at_once_and_nothing_left_after_ctrl_c_or_a_death(request, tmp_path)
 
 
 def test_kept_federation_takes_more_runs(request, tmp_path):
+    """Started where a proxy is named that is not there: its own connections go past it."""
+    environment = os.environ | dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     command = [*TOOL, CIFAR, "--offline", "--warm", "--keep", "--run-config", "num-server-rounds=1"]
     log = tmp_path / "log"
     with log.open("w") as file:
         process = subprocess.Popen(
-            [*command, "--folder", tmp_path / "kept"], cwd=tmp_path, stdout=file, stderr=file
+            [*command, "--folder", tmp_path / "kept"],
+            cwd=tmp_path,
+            env=environment,
+            stdout=file,
+            stderr=file,
         )
     request.addfinalizer(process.terminate)
     wait(lambda: "Still up" in log.read_text() or process.poll() is not None, 600, "the first run")

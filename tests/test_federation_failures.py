@@ -16,9 +16,9 @@ from federation import NAME, Federation, Part
 from flwr.client.grpc_rere_client.node_auth_client_interceptor import NodeAuthClientInterceptor
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from flwr.proto.fleet_pb2_grpc import FleetStub
-from on_this_machine import CIFAR, processes_of, results, wait
+from on_this_machine import CIFAR, posix_only, processes_of, results, wait
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="stops processes by their POSIX group")
+pytestmark = posix_only
 
 FAULTY_CLIENT = CIFAR / "tests" / "faulty_client.py"
 

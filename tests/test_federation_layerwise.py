@@ -1,12 +1,10 @@
 """Whole models of real SuperNodes, averaged slice by slice, through the death of one of them."""
 
-import os
 from pathlib import Path
 
-import pytest
 import torch
 from federation import Federation
-from on_this_machine import wait
+from on_this_machine import posix_only, wait
 from repository import ROOT
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -15,7 +13,7 @@ APP = ROOT / "examples" / "flowertune-llm"
 EXAMPLES = (1, 3, 2)  # of each SuperNode: its weight
 CHANGES = "train.disable=true strategy.fraction-train=1.0 aggregation.slice-megabytes=1"
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="stops processes by their POSIX group")
+pytestmark = posix_only
 
 
 def save_model(folder: Path, seed: int) -> dict[str, torch.Tensor]:

@@ -1,20 +1,19 @@
 """`flwr-profile` on a real federation: a SuperLink and SuperNodes, over TLS."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from certificates import make_certificates
 from federation import NAME, Federation, settings
-from repository import ROOT
+from on_this_machine import posix_only
+from repository import ROOT, as_run_config
 
 APP = ROOT / "examples" / "flowertune-llm"
 CHANGES = "num-server-rounds=2 train.evaluate-every-round=0 train.training-arguments.max-steps=2"
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="stops processes by their POSIX group")
+pytestmark = posix_only
 
 
 def command(run_id: int, app: Path, federation: str, *words: str) -> list[str]:
@@ -38,7 +37,7 @@ def test_profile_of_a_run_on_a_superlink(tmp_path, monkeypatch):
             federation.start_supernode(partition, 2)
         app = federation.app
         changes = settings(APP, True, f"{CHANGES} profile.enabled=true strategy.min-replies=2")
-        run_id = federation.run(" ".join(f"{k}={json.dumps(v)}" for k, v in changes.items()))
+        run_id = federation.run(as_run_config(changes))
         words = command(run_id, app, NAME, "--live", "--format", "json")
         with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as following:
             assert federation.follow(run_id) == "finished:completed"

@@ -3,14 +3,11 @@
 import os
 import re
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
-
-ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
+from on_this_machine import BIN
+from repository import ROOT
 
 
 def make(*words: str) -> subprocess.CompletedProcess[str]:

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from new_app import make, package_of
-from repository import ROOT, example_names, flatten, flower_settings, load_toml
+from new_app import make
+from repository import ROOT, example_names, flatten, flower_settings, load_toml, package_of
 
 NAME, PACKAGE = "my-own-app", "my_own_app"
 # What a README says of this repository, and of figures that were taken in it.

@@ -5,20 +5,15 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 from federation import free_addresses
-from repository import ROOT
+from on_this_machine import BIN, CIFAR, posix_only
 
-BIN = Path(sys.executable).parent
-APP = ROOT / "examples" / "pytorch-from-centralized-to-federated"
-
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="stops processes by their POSIX group")
+pytestmark = posix_only
 
 
 @pytest.fixture
@@ -72,7 +67,7 @@ def command_of(process: psutil.Process) -> str:
 def test_simulation_spreads_over_two_nodes(cluster, tmp_path):
     address, nodes = cluster
     backend = {"init_args": {"address": address}, "client_resources": {"num_cpus": 1}}
-    command = [BIN / "flower-simulation", "--app", APP, "--num-supernodes", "4"]
+    command = [BIN / "flower-simulation", "--app", CIFAR, "--num-supernodes", "4"]
     command += ["--backend-config", json.dumps(backend)]
     command += ["--run-config", "dataset='digits' partitioning='iid' num-server-rounds=3"]
     log = (tmp_path / "simulation.log").open("w+")

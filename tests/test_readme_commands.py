@@ -6,7 +6,6 @@ import re
 import shlex
 import subprocess
 import sys
-import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,9 @@ from flwr.server.app import _parse_args_run_superlink
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
 from gpu_scaling.launch import parse as parse_run_sh
 from ray.scripts.scripts import cli as ray_cli
-from repository import flatten
+from repository import ROOT, flatten, flower_settings
 from typer.main import get_command
 
-ROOT = Path(__file__).parents[1]
 PROGRAMS = ("flwr", "flower-simulation", "flower-superlink", "flower-supernode", "ray")
 PROGRAMS += ("flwr-profile", "make", "pip", "uv", "python", "python3", "wandb", "run.sh")
 
@@ -95,10 +93,6 @@ def test_command(folder: Path, words: list[str]):
     }[program](folder, rest)
 
 
-def flower(app: Path) -> dict:
-    return tomllib.loads((app / "pyproject.toml").read_text())["tool"]["flwr"]
-
-
 def parse_with_click(command: Any, words: list[str]) -> None:
     """Have a command line parsed by the program's own parser, that of the last subcommand."""
     while hasattr(command, "commands"):
@@ -121,7 +115,7 @@ def check_flwr(folder: Path, rest: list[str]):
     arguments = parser.parse_args(rest)
     app = folder / arguments.app
     if arguments.federation and arguments.federation != "production":  # the reader's own
-        assert arguments.federation in flower(app)["federations"]
+        assert arguments.federation in flower_settings(app)["federations"]
     check_run_config(folder, app, arguments.run_config)
 
 
@@ -144,7 +138,7 @@ def check_run_sh(folder: Path, rest: list[str]):
 
 
 def check_run_config(folder: Path, app: Path, run_config: str | None):
-    known = flatten(flower(app)["app"]["config"])
+    known = flatten(flower_settings(app)["app"]["config"])
     if run_config and run_config.endswith(".toml"):
         run_config = str(folder / run_config)
     changes = parse_config_args([run_config] if run_config else None)
@@ -156,7 +150,7 @@ def check_run_config(folder: Path, app: Path, run_config: str | None):
 
 def check_profile(folder: Path, rest: list[str]):
     arguments = profile_parser().parse_args(rest)
-    assert arguments.federation is None or arguments.federation in flower(folder)["federations"]
+    assert arguments.federation in {None, *flower_settings(folder)["federations"]}
 
 
 def check_make(folder: Path, rest: list[str]):

@@ -82,6 +82,10 @@ def test_profiling_costs_less_than_one_per_cent():
     assert result("flowertune-llm-profile")["share"] < 0.01
 
 
+def test_example_and_plain_loop_reach_the_same_accuracy():
+    assert result("advanced-pytorch-speed")["summary"]["same_accuracy"]
+
+
 def test_tensors_are_twice_as_fast_as_samples():
     assert min(n["ratio"] for n in result(cifar.SPEED)["networks"].values()) >= 2
 

@@ -1,28 +1,20 @@
 """The house keeps its shape: the same examples, files, keys, pins and README order everywhere."""
 
 import ast
+import inspect
 import os
 import re
 import shutil
 import subprocess
-import sys
-import tomllib
 import zipfile
 from pathlib import Path
 
+import federation
+import gpu_scaling.federation
 import pytest
-from repository import flatten
+from on_this_machine import BIN
+from repository import ROOT, example_folder, example_names, flatten, load_toml, package_of
 
-ROOT = Path(__file__).parents[1]
-EXAMPLES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flower-examples"][
-    "examples"
-]
-PACKAGES = {
-    "advanced-pytorch": "pytorch_example",
-    "flowertune-llm": "flowertune_llm",
-    "gpu-scaling": "gpu_scaling",
-    "pytorch-from-centralized-to-federated": "centralized_to_federated",
-}
 COMMON_KEYS = {"num-server-rounds", "seed", "dataset", "output-dir"}
 README_ORDER = [
     "What you learn",
@@ -38,30 +30,31 @@ README_ORDER = [
     "What to change first when you copy it",
 ]
 
-each_example = pytest.mark.parametrize("example", EXAMPLES)
+each_example = pytest.mark.parametrize("example", example_names())
 
 
 def settings(example: str) -> dict:
-    return tomllib.loads((ROOT / "examples" / example / "pyproject.toml").read_text())
+    return load_toml(example_folder(example) / "pyproject.toml")
 
 
 def package(example: str) -> str:
-    return PACKAGES.get(example, example.replace("-", "_"))
+    return package_of(example_folder(example))
 
 
 def test_examples_are_those_in_the_list():
-    assert EXAMPLES
+    examples = sorted(example_names())
+    assert examples
     tracked = subprocess.run(
         ["git", "ls-files", "examples/*/pyproject.toml"], cwd=ROOT, capture_output=True, text=True
     ).stdout.split()
     folders = [path.parent.name for path in (ROOT / "examples").glob("*/pyproject.toml")]
-    assert sorted(folders) == sorted(EXAMPLES)
-    assert not tracked or sorted(Path(path).parent.name for path in tracked) == sorted(EXAMPLES)
+    assert sorted(folders) == examples
+    assert not tracked or sorted(Path(path).parent.name for path in tracked) == examples
 
 
 @each_example
 def test_files(example):
-    folder = ROOT / "examples" / example
+    folder = example_folder(example)
     names = ["README.md", "pyproject.toml", "offline.toml", ".gitignore"]
     names += [f"{package(example)}/{n}.py" for n in ("client_app", "server_app", "task")]
     missing = [name for name in names if not (folder / name).is_file()]
@@ -84,7 +77,7 @@ def test_flower_settings(example):
 
 @each_example
 def test_every_key_has_its_trade_off(example):
-    text = (ROOT / "examples" / example / "pyproject.toml").read_text()
+    text = (example_folder(example) / "pyproject.toml").read_text()
     section = text.split("[tool.flwr.app.config]")[1].split("\n[")[0]
     lines = [line for line in section.splitlines() if re.match(r"[\w.-]+ = ", line)]
     assert len(lines) > 5
@@ -98,8 +91,8 @@ OWN_COMMENTS |= {"model.name", "wandb.mode"}
 
 def test_a_key_of_one_meaning_has_one_comment():
     comments: dict[str, set[str]] = {}
-    for example in EXAMPLES:
-        text = (ROOT / "examples" / example / "pyproject.toml").read_text()
+    for example in example_names():
+        text = (example_folder(example) / "pyproject.toml").read_text()
         section = text.split("[tool.flwr.app.config]")[1].split("\n[")[0]
         for key, why in re.findall(r"^([\w.-]+) = .+?\s+# (.+)$", section, re.MULTILINE):
             comments.setdefault(key.removeprefix("strategy."), set()).add(why)
@@ -109,7 +102,7 @@ def test_a_key_of_one_meaning_has_one_comment():
 @each_example
 def test_offline_settings_are_known_keys(example):
     keys = flatten(settings(example)["tool"]["flwr"]["app"]["config"]).keys()
-    offline = tomllib.loads((ROOT / "examples" / example / "offline.toml").read_text())
+    offline = load_toml(example_folder(example) / "offline.toml")
     assert flatten(offline).keys() <= keys
 
 
@@ -140,35 +133,61 @@ def test_constraints_are_names_and_versions_only():
 @each_example
 def test_no_import_from_outside(example):
     """An example imports nothing of the repository but itself: people copy one folder."""
-    for path in (ROOT / "examples" / example / package(example)).rglob("*.py"):
+    for path in (example_folder(example) / package(example)).rglob("*.py"):
         modules = re.findall(r"^\s*(?:from|import) ([\w.]+)", path.read_text(), re.MULTILINE)
-        own = {m.split(".")[0] for m in modules} & {package(e) for e in EXAMPLES}
+        own = {m.split(".")[0] for m in modules} & {package(e) for e in example_names()}
         assert own <= {package(example)}
         if path.name == "task.py":
             assert not [m for m in modules if m.split(".")[0] == "flwr"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("rounds.py", "replies.py", "errors.py", "checkpoint.py", "outputs.py", "plot.py"),
-        *("keys.py", "node.py", "momentum.py"),
-    ],
-)
+COPIES = ["rounds.py", "replies.py", "errors.py", "checkpoint.py", "outputs.py", "plot.py"]
+COPIES += ["keys.py", "node.py", "momentum.py"]
+
+
+@pytest.mark.parametrize("name", [*COPIES, "tests/running.py", ".gitignore"])
 def test_copies_are_equal(name):
     """Each example is complete by itself, so some files stand in several: word for word.
 
     The name of the package, from which they import, is another one in each.
     """
-    copies = list((ROOT / "examples").glob(f"*/*/{name}"))
     others = {
         "outputs.py": {"flowertune_llm"},
         "plot.py": {"pytorch_example", "flowertune_llm"},
+        "momentum.py": {"vit_finetune", "flowertune_llm"},  # other steps
     }
-    copies = [path for path in copies if path.parent.name not in others.get(name, ())]
-    assert len(copies) >= 2
-    texts = {path.read_text().replace(path.parent.name, "package") for path in copies}
-    assert len(texts) == 1
+    texts = []
+    for example in example_names():
+        if package(example) not in others.get(name, ()):
+            path = example_folder(example) / (package(example) if name in COPIES else "") / name
+            texts.append(path.read_text().replace(package(example), "package"))
+    assert len(texts) >= 2
+    assert len(set(texts)) == 1
+
+
+@pytest.mark.parametrize("name", ["run_config", "finished"])
+def test_fixtures_are_equal(name):
+    """As the files above, of the examples' tests; `finished` of flowertune-llm is another one."""
+    texts = []
+    for path in (ROOT / "examples").glob("*/tests/*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name == name:
+                texts.append(ast.unparse(node))
+    assert len(texts) == len(example_names())
+    assert len(set(texts)) == (1 if name == "run_config" else 2)
+
+
+@pytest.mark.parametrize("copy", ["superlink.py", "executors/orphans.py"])
+def test_gpu_scaling_and_the_tools_have_the_same_files(copy):
+    """It starts a federation of its own, and is to be copied alone."""
+    folder = example_folder("gpu-scaling") / "gpu_scaling"
+    assert (folder / copy).read_bytes() == (ROOT / "tools" / Path(copy).name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["cores", "free_addresses", "answers"])
+def test_gpu_scaling_and_the_tools_have_the_same_functions(name):
+    ours, copy = (inspect.getsource(getattr(m, name)) for m in (federation, gpu_scaling.federation))
+    assert ours == copy
 
 
 @pytest.mark.parametrize("start", ["**TLS and authentication.**", "**Clients that fail.**"])
@@ -176,8 +195,8 @@ def test_paragraphs_are_equal(start):
     """What several READMEs say of the same, they say in the same words."""
     found = [
         line.replace(example, "example").replace("`strategy.", "`")
-        for example in EXAMPLES
-        for line in (ROOT / "examples" / example / "README.md").read_text().splitlines()
+        for example in example_names()
+        for line in (example_folder(example) / "README.md").read_text().splitlines()
         if line.startswith(start)
     ]
     assert len(found) >= 4  # gpu-scaling has more to say of what goes wrong
@@ -186,7 +205,7 @@ def test_paragraphs_are_equal(start):
 
 @each_example
 def test_readme_order(example):
-    text = (ROOT / "examples" / example / "README.md").read_text()
+    text = (example_folder(example) / "README.md").read_text()
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == README_ORDER
 
 
@@ -209,7 +228,7 @@ def names_in(path: Path) -> set[str]:
 @each_example
 def test_what_to_change_is_there(example):
     """Each file, name and key that the README's last list has in backticks exists."""
-    folder = ROOT / "examples" / example
+    folder = example_folder(example)
     text = (folder / "README.md").read_text().split(f"\n## {README_ORDER[-1]}\n")[1]
     items = re.findall(r"^\d+\. (.*)$", text, re.MULTILINE)
     assert len(items) >= 4
@@ -232,15 +251,12 @@ def test_what_to_change_is_there(example):
 def test_bundle_holds_the_app_and_nothing_else(example, tmp_path):
     """`flwr build` leaves out what runs and environments leave behind."""
     app = tmp_path / "app"
-    shutil.copytree(
-        ROOT / "examples" / example, app, ignore=shutil.ignore_patterns("outputs", ".venv")
-    )
+    shutil.copytree(example_folder(example), app, ignore=shutil.ignore_patterns("outputs", ".venv"))
     for litter in ("outputs/a/b/config.json", ".venv/lib/site.py", "wandb/x.py", "outputs/n.py"):
         (app / litter).parent.mkdir(parents=True, exist_ok=True)
         (app / litter).write_text("")
-    flwr = Path(sys.executable).parent / "flwr"
     done = subprocess.run(
-        [flwr, "build", "--app", app],
+        [BIN / "flwr", "build", "--app", app],
         cwd=tmp_path,
         env=os.environ | {"FLWR_TELEMETRY_ENABLED": "0"},
         capture_output=True,

@@ -4,7 +4,6 @@ import pytest
 from flwr.server.superlink.linkstate import InMemoryLinkState, SqliteLinkState
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
-from repository import ROOT
 from superlink import without_empty
 
 
@@ -19,9 +18,3 @@ def test_content_that_is_still_on_its_way_is_no_error(kind):
     mended(state, 1, **nothing)
     with pytest.raises(ValueError, match="Negative traffic"):
         mended(state, 1, bytes_sent=-1, bytes_recv=0)
-
-
-def test_example_has_the_same():
-    """examples/gpu-scaling starts a SuperLink of its own, and is to be copied alone."""
-    copy = ROOT / "examples" / "gpu-scaling" / "gpu_scaling" / "superlink.py"
-    assert copy.read_bytes() == (ROOT / "tools" / "superlink.py").read_bytes()

@@ -6,7 +6,6 @@ that the same can be done by hand on machines apart: docs/deployment.md.
 """
 
 import argparse
-import ctypes
 import json
 import os
 import shlex
@@ -16,7 +15,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -26,13 +26,16 @@ import psutil
 import typer
 from certificates import make_certificates, make_node_key, public_key_path
 from flwr.common.config import parse_config_args
+from orphans import end_with_parent
 from packaging.requirements import Requirement
-from repository import ROOT, flatten, flower_settings, load_toml
+from repository import ROOT, as_run_config, flatten, flower_settings, load_toml
 
 BIN = Path(sys.executable).parent
+LOOPBACK = "127.0.0.1"
 NAME = "this-machine"  # of the federation, in the copied app's pyproject.toml
 START_SECONDS = 120  # for a part to start: two busy cores need half a minute
 STOP_SECONDS = 10  # for a part to stop by itself
+LINUX = sys.platform == "linux"
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what ends the tool in good order
 LEFT_OUT = ("outputs", "__pycache__", ".*", "*.egg-info", "wandb")
 
@@ -143,13 +146,9 @@ class Federation:
 
     def stop(self) -> None:
         """Take everything down, SuperNodes first; nothing interrupts that."""
-        before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDINGS}
-        try:
+        with uninterrupted():
             for name in sorted(self.parts, key=lambda name: name == "superlink"):
                 self.parts[name].stop()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def start_superlink(self) -> Part:
         """Start the SuperLink, on its database if it has one, and wait until it answers."""
@@ -174,7 +173,6 @@ class Federation:
         partition: int,
         partitions: int,
         *,
-        key: Path | None = None,
         register: bool = True,
         ca: Path | None = None,
         secure: bool | None = None,
@@ -185,8 +183,7 @@ class Federation:
 
         Args:
             partition: which part of the data it holds, of `partitions`.
-            key: its private key; made if there is none.
-            register: whether to register the public key that lies beside it.
+            register: whether to register its public key.
             ca: the certificate that it trusts; that of this federation by default.
             secure: whether it uses TLS and its key; as the federation by default.
             wait: whether to wait.
@@ -201,7 +198,7 @@ class Federation:
         holds = f"partition-id={partition} num-partitions={partitions} {node_config}".strip()
         command += ["--node-config", holds]
         if self.secure if secure is None else secure:
-            key = key or self.folder / "keys" / name
+            key = self.folder / "keys" / name
             if not key.exists():
                 make_node_key(key)
             if register:
@@ -320,7 +317,7 @@ class Federation:
         """
         if self.verbose:
             print(f"$ {shlex.join(command)}", flush=True)
-        log = self.folder / "logs" / f"{name}.log"
+        launcher, log = os.getpid(), self.folder / "logs" / f"{name}.log"
         with log.open("w") as file:
             process = subprocess.Popen(
                 [BIN / command[0], *command[1:]],
@@ -329,20 +326,22 @@ class Federation:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=end_with_parent if sys.platform == "linux" else None,
+                preexec_fn=(lambda: end_with_parent(launcher)) if LINUX else None,
             )
         self.parts[name] = Part(name, process, log)
         return self.parts[name]
 
     def environment(self, name: str = "cli", threads: int | None = None) -> dict[str, str]:
-        """Give each part a place of its own for the apps that it installs."""
-        own = {"FLWR_HOME": str(self.folder / "flwr" / name)}
+        """Give each part a place of its own for its apps, and no proxy on the way to the others."""
+        # In small letters: gRPC knows no others.
+        direct = filter(None, [os.environ.get("no_grpc_proxy"), LOOPBACK])  # noqa: SIM112
+        own = {"FLWR_HOME": str(self.folder / "flwr" / name), "no_grpc_proxy": ",".join(direct)}
         own |= {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
         if threads:
             own |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         return os.environ | own
 
-    def wait(self, part: Part, ready: Any) -> None:
+    def wait(self, part: Part, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not ready():
             if not part.running() or time.monotonic() > deadline:
@@ -353,9 +352,15 @@ class Federation:
             time.sleep(0.2)
 
 
-def end_with_parent() -> None:
-    """Have Linux stop this process when the one that started it is killed."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Have nothing interrupt what is done inside."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDINGS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def cores() -> int:
@@ -369,8 +374,8 @@ def free_addresses(count: int) -> list[str]:
     """Return loopback addresses with ports that nobody uses, all different."""
     sockets = [socket.socket() for _ in range(count)]
     for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+        one.bind((LOOPBACK, 0))
+    addresses = [f"{LOOPBACK}:{one.getsockname()[1]}" for one in sockets]
     for one in sockets:
         one.close()
     return addresses
@@ -446,9 +451,7 @@ def main() -> int:
         ) as federation:
             for partition in range(arguments.num_supernodes):
                 federation.start_supernode(partition, arguments.num_supernodes)
-            run_id = federation.run(
-                " ".join(f"{key}={json.dumps(value)}" for key, value in changes.items())
-            )
+            run_id = federation.run(as_run_config(changes))
             status = federation.follow(run_id)
             print(f"Run {run_id}: {status}")
             if arguments.keep:

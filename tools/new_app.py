@@ -16,7 +16,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import NoReturn
 
-from repository import ROOT, example_names, flower_settings, load_toml
+from repository import ROOT, example_names, load_toml, package_of
 
 NAME = r"[a-z][a-z0-9]*(-[a-z0-9]+)*"
 LONGEST = 32  # newer Flower refuses longer names
@@ -79,10 +79,6 @@ def has_a_meaning(package: str, example: Path) -> bool:
         or package in {"outputs", *sys.stdlib_module_names, *required, *beside}
         or here is not None
     )
-
-
-def package_of(app: Path) -> str:
-    return flower_settings(app)["app"]["components"]["serverapp"].split(".")[0]
 
 
 def own_readme(text: str, name: str, description: str) -> str:

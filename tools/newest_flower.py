@@ -15,14 +15,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
-from federation import ENDINGS, LEFT_OUT, free_addresses
+from federation import ENDINGS, LEFT_OUT, free_addresses, uninterrupted
 from repository import ROOT, example_folder, example_names, flatten, flower_settings, load_toml
 
 BIN = Path(sys.executable).parent
@@ -252,17 +250,6 @@ def stop(home: Path) -> None:
             except psutil.NoSuchProcess:
                 continue
         psutil.wait_procs(left, STOP_SECONDS)
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Have nothing interrupt what is done inside."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDINGS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """What the tools and tests know of the repository: its examples and what they declare."""
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ def flower_settings(folder: Path) -> dict[str, Any]:
     return load_toml(folder / "pyproject.toml")["tool"]["flwr"]
 
 
+def package_of(app: Path) -> str:
+    return flower_settings(app)["app"]["components"]["serverapp"].split(".")[0]
+
+
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return {"a": {"b": 1}} as {"a.b": 1}, the form of Flower's run config."""
     flat = {}
@@ -42,3 +47,8 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def as_run_config(settings: dict[str, Any]) -> str:
+    """Return {"a.b": 1} as `a.b=1`, the form that --run-config takes."""
+    return " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())

@@ -15,20 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from flwr.common.config import parse_config_args
-from repository import example_folder, flatten, flower_settings, load_toml
+from repository import as_run_config, example_folder, flatten, flower_settings, load_toml
 
 
 def simulation_command(folder: Path, overrides: dict[str, Any]) -> list[str]:
     """Return the command that runs the app in its default federation."""
     federations = flower_settings(folder)["federations"]
     options = federations[federations["default"]]["options"]
-    run_config = " ".join(f"{key}={json.dumps(value)}" for key, value in overrides.items())
     return [
         "flower-simulation",
         *("--app", os.path.relpath(folder)),
         *("--num-supernodes", str(options["num-supernodes"])),
         *("--backend-config", json.dumps(options["backend"])),
-        *("--run-config", run_config),
+        *("--run-config", as_run_config(overrides)),
     ]
 
 

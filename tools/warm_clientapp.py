@@ -36,14 +36,12 @@ def main() -> None:
     )
     parser.add_argument("--clientappio-api-address", required=True, help="of the SuperNode")
     parser.add_argument("--preload", nargs="*", default=[], help="modules to import, once")
-    parser.add_argument("--parent-pid", type=int, help="end when this process has ended")
     arguments = parser.parse_args()
     FORKS.set_forkserver_preload(["flwr.clientapp", *arguments.preload])
     run_superexec(
         plugin_class=WarmClientApp,
         stub_class=ClientAppIoStub,
         appio_api_address=arguments.clientappio_api_address,
-        parent_pid=arguments.parent_pid,
     )
 
 

@@ -1,16 +1,25 @@
 """What several tests need."""
 
-import tomllib
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.common.config import flatten_dict
+
+from .running import DECLARED
 
 
 @pytest.fixture
 def run_config() -> dict[str, Any]:
     """The run config of pyproject.toml, flat, as an app receives it."""
-    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
-    config = tomllib.loads(text)["tool"]["flwr"]["app"]["config"]
-    nested = {group: config.pop(group) for group in ("dp", "wandb")}
-    return config | {f"{g}.{key}": value for g in nested for key, value in nested[g].items()}
+    return flatten_dict(DECLARED["app"]["config"])
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """A folder of real datasets, named by FLOWER_EXAMPLES_DATA."""
+    name = os.environ.get("FLOWER_EXAMPLES_DATA", "")
+    if not (name and Path(name, "fashion_mnist").is_dir()):
+        pytest.skip("FLOWER_EXAMPLES_DATA names no folder with fashion_mnist/")
+    return Path(name)

@@ -1,17 +1,15 @@
-"""Wrong values are refused by name, with what is allowed."""
+"""The run config: complete, typed, refused by name where it is wrong."""
 
 import pytest
-from pytorch_example.config import Config
+from pytorch_example.config import MAY_CHANGE, Config
 
 
-def test_defaults_are_valid(run_config):
+def test_defaults_are_complete(run_config):
     config = Config.from_run_config(run_config)
     assert config.num_server_rounds == 10
     assert config.wandb_mode == "auto"
-
-
-def test_every_key_is_read(run_config):
-    assert len(run_config) == len(Config.__dataclass_fields__)
+    assert run_config.keys() >= MAY_CHANGE
+    assert len(config.__dataclass_fields__) == len(run_config)
 
 
 @pytest.mark.parametrize(
@@ -42,14 +40,14 @@ def test_every_key_is_read(run_config):
         ("wandb.mode", "sometimes"),
     ],
 )
-def test_wrong_values_are_named(run_config, key, value):
+def test_bad_value_is_refused_by_name(run_config, key, value):
     with pytest.raises(ValueError, match=f"{key} = {value!r} is not valid; allowed: "):
         Config.from_run_config(run_config | {key: value})
 
 
 def test_missing_key_is_named(run_config):
     del run_config["seed"]
-    with pytest.raises(ValueError, match="'seed' is missing"):
+    with pytest.raises(ValueError, match="key 'seed' is missing"):
         Config.from_run_config(run_config)
 
 

@@ -1,8 +1,5 @@
 """The model learns, heads do not disturb each other, and the data is what it should be."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from pytorch_example import task
@@ -10,13 +7,6 @@ from torch import nn
 
 DIGITS = {"alpha": 1.0, "min_partition_size": 8, "test_fraction": 0.2, "seed": 42}
 HYPERPARAMETERS = {"epochs": 2, "batch_size": 8, "learning_rate": 0.1, "momentum": 0.5, "seed": 7}
-
-
-def real_data(name: str) -> str:
-    root = os.environ.get("FLOWER_EXAMPLES_DATA")
-    if not root:
-        pytest.skip("FLOWER_EXAMPLES_DATA is not set: no folder of real datasets")
-    return str(Path(root) / name)
 
 
 def load(partition_id: int, num_partitions: int = 10) -> tuple[task.Examples, task.Examples]:
@@ -95,8 +85,8 @@ def test_impossible_partitions_name_their_keys():
         task.load_partition("digits", 0, 50, 1.0, 100, 0.2, 42)
 
 
-def test_real_fashion_mnist():
-    dataset = real_data("fashion_mnist")
+def test_real_fashion_mnist(real_data):
+    dataset = str(real_data / "fashion_mnist")
     train, held_out = task.load_partition(dataset, 0, 50, 1.0, 10, 0.2, 42)
     assert len(train.labels) + len(held_out.labels) == 1524
     assert task.num_classes(dataset) == 10

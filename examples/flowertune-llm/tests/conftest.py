@@ -11,14 +11,13 @@ from flowertune_llm import smollm2
 from flwr.common.config import flatten_dict
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-APP = Path(__file__).parents[1]
+from .running import APP, DECLARED
 
 
 @pytest.fixture
 def run_config() -> dict[str, Any]:
-    """The run config of pyproject.toml, as an app receives it."""
-    text = (APP / "pyproject.toml").read_text()
-    return flatten_dict(tomllib.loads(text)["tool"]["flwr"]["app"]["config"])
+    """The run config of pyproject.toml, flat, as an app receives it."""
+    return flatten_dict(DECLARED["app"]["config"])
 
 
 @pytest.fixture

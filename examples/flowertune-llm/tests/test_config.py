@@ -2,9 +2,7 @@
 
 import pytest
 from flowertune_llm import task
-from flowertune_llm.config import MAY_CHANGE, Config
-
-ARGUMENTS = "train.training-arguments."
+from flowertune_llm.config import MAY_CHANGE, TRAINING_ARGUMENTS, Config
 
 
 def test_defaults_are_complete(run_config):
@@ -12,6 +10,9 @@ def test_defaults_are_complete(run_config):
     assert config.model_name == "openlm-research/open_llama_3b_v2"
     assert (config.quantization, config.num_server_rounds, config.lora_r) == (4, 100, 32)
     assert run_config.keys() >= MAY_CHANGE
+    arguments = [key for key in run_config if key.startswith(TRAINING_ARGUMENTS)]
+    assert len(config.training_arguments) == len(arguments)
+    assert len(config.__dataclass_fields__) == len(run_config) - len(arguments) + 1
     task.check_training_arguments(config)
 
 
@@ -30,6 +31,12 @@ def test_bad_value_is_refused_by_name(run_config, key, value, allowed):
         Config.from_run_config(run_config | {key: value})
 
 
+def test_missing_key_is_named(run_config):
+    del run_config["model.quantization"]
+    with pytest.raises(ValueError, match=r"key 'model\.quantization' is missing"):
+        Config.from_run_config(run_config)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -39,7 +46,7 @@ def test_bad_value_is_refused_by_name(run_config, key, value, allowed):
     ],
 )
 def test_training_arguments_are_those_of_the_library(run_config, key, value, message):
-    config = Config.from_run_config(run_config | {ARGUMENTS + key: value})
+    config = Config.from_run_config(run_config | {TRAINING_ARGUMENTS + key: value})
     with pytest.raises(ValueError, match=message):
         task.check_training_arguments(config)
 
@@ -57,7 +64,7 @@ def test_what_is_averaged(run_config):
     """Adapters where they are trained; else, or without one, whole models."""
 
     assert not Config.from_run_config(run_config).whole_model
-    for changes in ({ARGUMENTS + "max-steps": 0}, {"train.disable": True}):
+    for changes in ({TRAINING_ARGUMENTS + "max-steps": 0}, {"train.disable": True}):
         aggregated = Config.from_run_config(run_config | changes)
         assert aggregated.whole_model
         assert not aggregated.trains

@@ -1,32 +1,33 @@
 """Whole models, slice by slice: the mean of the clients' models, through faults and a full disk."""
 
-import json
-import os
 import re
 import resource
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from flowertune_llm.shards import Checkpoint, Shard, Tensor, Writer, plan
+from flowertune_llm.transport import DTYPES
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-APP = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
-# One worker of Ray, not one a core: each imports PyTorch, the larger part of a short run.
-ONE_WORKER = '{"init_args": {"num_cpus": 1}, "client_resources": {"num_cpus": 1}}'
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from .running import (
+    APP,
+    as_run_config,
+    faulty_copy,
+    kill,
+    only_run,
+    posix_only,
+    results,
+    run,
+    simulation,
+    start,
+)
+
 MEBIBYTE = 2**20
 LOSS_OF_WHOLE, LOSS_OF_LONG_ADAPTER = 10.683, 10.760  # of the small Llama after two rounds
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills processes by their POSIX group")
+pytestmark = posix_only
 
 
 def save_models(folder: Path, dtype: torch.dtype, count: int = 3, width: int = 256) -> list[Path]:
@@ -66,28 +67,7 @@ def command(folder: Path, app: Path = APP, nodes: int = 3, **changes: object) ->
         "aggregation.slice-megabytes": 1,
         "aggregation.shard-megabytes": 2,
     } | {key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()}
-    words = [BIN / "flower-simulation", "--app", app, "--num-supernodes", nodes]
-    words += ["--backend-config", ONE_WORKER, "--run-config"]
-    words.append(" ".join(f"{key}={json.dumps(value)}" for key, value in settings.items()))
-    return [str(word) for word in words]
-
-
-def run(words: list[str], folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        words,
-        cwd=folder,
-        env=os.environ | {"FLWR_TELEMETRY_ENABLED": "0", "PATH": f"{BIN}:{os.environ['PATH']}"},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=600,
-        **options,
-    )
-
-
-def only_run(folder: Path) -> Path:
-    [path] = folder.glob("outputs/????-??-??/??-??-??")
-    return path
+    return simulation(app, as_run_config(settings), nodes)
 
 
 def assert_mean(result: Path, folders: list[Path], dtype: torch.dtype) -> None:
@@ -111,7 +91,7 @@ def test_slices_make_the_mean_of_all_models(name, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(result)
     assert model.dtype == DTYPES[name]
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    [entry] = json.loads((only_run(tmp_path) / "results.json").read_text())[1:]
+    [entry] = results(tmp_path)[1:]
     assert entry["traffic"]["up_bytes"] == sum(v.nbytes for v in tensors(folders[0]).values())
     assert "Nothing is trained: one round" in done.stdout
 
@@ -126,13 +106,7 @@ def test_all_at_once_makes_the_same(tmp_path):
 @pytest.fixture
 def faulty_app(tmp_path) -> Path:
     """A copy of the app whose client fails as the environment says."""
-    app = tmp_path / "faulty" / "flowertune-llm"
-    shutil.copytree(APP, app, ignore=shutil.ignore_patterns("outputs", "__pycache__", ".*"))
-    shutil.copy(APP / "tests" / "faulty_client.py", app / "flowertune_llm")
-    declared = (app / "pyproject.toml").read_text()
-    changed = declared.replace("flowertune_llm.client_app:app", "flowertune_llm.faulty_client:app")
-    (app / "pyproject.toml").write_text(changed)
-    return app
+    return faulty_copy(tmp_path)
 
 
 def test_client_that_fails_is_in_no_slice(faulty_app, tmp_path, monkeypatch):
@@ -167,16 +141,8 @@ def test_failure_can_end_the_run(faulty_app, tmp_path, monkeypatch):
 def test_killed_run_carries_on_from_the_last_whole_shard(tmp_path):
     folders = save_models(tmp_path, torch.float32, 2, width=1024)
     words = command(tmp_path, nodes=2, aggregation__shard_megabytes=9)
-    with (tmp_path / "log").open("w") as log:
-        killed = subprocess.Popen(
-            words, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
-        )
-    deadline = time.monotonic() + 600
-    while not list(tmp_path.glob("outputs/*/*/.model_1-partial/model-00002-of-*.safetensors")):
-        assert time.monotonic() < deadline, (tmp_path / "log").read_text()
-        time.sleep(0.01)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    shard = "outputs/*/*/.model_1-partial/model-00002-of-*.safetensors"
+    kill(start(words, tmp_path, until=lambda _: list(tmp_path.glob(shard))))
     path = only_run(tmp_path)
     assert not (path / "model_1").exists()
     assert not (path / ".model_1-partial" / "config.json").exists()
@@ -250,17 +216,13 @@ def test_damaged_checkpoints_are_named(tmp_path):
         Checkpoint(folder)
 
 
-def settings(values: dict[str, Any]) -> str:
-    return " ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
-
-
 def test_trained_models_are_averaged_over_rounds(small, tmp_path):
     """The whole small Llama is trained, and sent to the clients again; they keep nothing."""
     small |= {"model.lora.peft-lora-r": 0, "num-server-rounds": 2, "strategy.fraction-train": 1.0}
     small |= {"aggregation.client-dir": str(tmp_path / "clients")}
-    done = run([*command(tmp_path, nodes=2)[:-1], settings(small)], tmp_path)
+    done = run(simulation(APP, as_run_config(small), nodes=2), tmp_path)
     assert done.returncode == 0, done.stdout
-    history = json.loads((only_run(tmp_path) / "results.json").read_text())
+    history = results(tmp_path)
     losses = [e["evaluate_metrics_serverapp"].get("loss") for e in history]
     assert losses[2] < losses[0]
     assert losses[2] == pytest.approx(LOSS_OF_WHOLE, rel=2e-3)
@@ -273,10 +235,10 @@ def test_long_adapters_travel_in_slices(small, tmp_path):
     """An adapter of several slices; whole in one message it gives the same loss."""
     small |= {"model.lora.peft-lora-r": 2000, "model.lora.peft-lora-alpha": 2000}
     small |= {"num-server-rounds": 2, "aggregation.slice-megabytes": 1}
-    done = run([*command(tmp_path, nodes=4)[:-1], settings(small)], tmp_path)
+    done = run(simulation(APP, as_run_config(small), nodes=4), tmp_path)
     assert done.returncode == 0, done.stdout
     assert "Aggregated 1 models" in done.stdout
-    history = json.loads((only_run(tmp_path) / "results.json").read_text())
+    history = results(tmp_path)
     loss = history[2]["evaluate_metrics_serverapp"]["loss"]
     assert loss == pytest.approx(LOSS_OF_LONG_ADAPTER, rel=1e-3)
     assert history[1]["traffic"]["up_bytes"] > 3 * MEBIBYTE

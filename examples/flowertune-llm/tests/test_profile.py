@@ -1,28 +1,22 @@
 """What a run costs: recorded in each task and message, shown by `flwr-profile`."""
 
 import json
-import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
 import time
 import tomllib
 import uuid
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 from flowertune_llm import profile_recorder, profile_report, profile_sources, profiling
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
-from flwr.common.config import flatten_dict
 
-APP = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
-# One worker of Ray, not one a core: each imports PyTorch, the larger part of a short run.
-ONE_WORKER = '{"init_args": {"num_cpus": 1}, "client_resources": {"num_cpus": 1}}'
-ROUNDS, CLIENTS, NODES = 2, 2, 20
+from .running import APP, NODES, offline, only_run, run, simulation
+
+ROUNDS, CLIENTS = 2, 2
 
 
 @pytest.fixture
@@ -44,27 +38,14 @@ def report(monkeypatch, capsys):
 def profiled(small_model, tmp_path_factory) -> SimpleNamespace:
     """A simulation of the small model: its output folder, log, run id and wall time."""
     where = tmp_path_factory.mktemp("profiled")
-    settings = flatten_dict(tomllib.loads((APP / "offline.toml").read_text()))
-    settings |= {"profile.enabled": True, "model.name": str(small_model), "test-examples": 16}
+    settings = {"profile.enabled": True, "model.name": str(small_model), "test-examples": 16}
     settings |= {"num-server-rounds": ROUNDS, "train.training-arguments.max-steps": 3}
-    command = [BIN / "flower-simulation", "--app", APP, "--num-supernodes", NODES]
-    command += ["--backend-config", ONE_WORKER, "--run-config"]
-    command += [" ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())]
     began = time.monotonic()
-    done = subprocess.run(
-        [str(word) for word in command],
-        cwd=where,
-        env=os.environ | {"FLWR_TELEMETRY_ENABLED": "0"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
+    done = run(simulation(APP, offline(**settings)), where)
     seconds = time.monotonic() - began
     assert done.returncode == 0, done.stdout
-    [folder] = where.glob("outputs/*/*")
     [run_id] = set(re.findall(r'PROFILE {"run_id": "(\d+)"', done.stdout))
-    return SimpleNamespace(folder=folder, log=done.stdout, run_id=run_id, seconds=seconds)
+    return SimpleNamespace(folder=only_run(where), log=done.stdout, run_id=run_id, seconds=seconds)
 
 
 def test_tables_by_folder_and_by_run_id(profiled, report, monkeypatch):

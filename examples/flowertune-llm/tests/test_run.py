@@ -1,56 +1,29 @@
 """The commands that a user runs, to the end and through trouble."""
 
-import json
-import os
 import re
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.numpy
 
-APP = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
-# One worker of Ray, not one a core: each imports PyTorch, the larger part of a short run.
-ONE_WORKER = '{"init_args": {"num_cpus": 1}, "client_resources": {"num_cpus": 1}}'
+from .running import (
+    APP,
+    BIN,
+    as_run_config,
+    kill,
+    only_run,
+    posix_only,
+    results,
+    run,
+    simulation,
+    start,
+)
+
 # The losses that the README promises for the offline run: before training, and after.
 LOSS_BEFORE, LOSS_AFTER, TOLERANCE = 3.86, 3.06, 0.1
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills processes by their POSIX group")
-
-
-def run(command: list, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(word) for word in command],
-        cwd=folder,
-        env=os.environ | {"FLWR_TELEMETRY_ENABLED": "0", "PATH": f"{BIN}:{os.environ['PATH']}"},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=1200,
-    )
-
-
-def simulation(run_config: dict[str, Any] | Path, nodes: int = 20) -> list[str]:
-    """Return the command; a run config goes in whole, in the form key=value."""
-    if isinstance(run_config, dict):
-        run_config = " ".join(f"{key}={json.dumps(value)}" for key, value in run_config.items())
-    command = [BIN / "flower-simulation", "--app", APP, "--num-supernodes", nodes]
-    command += ["--backend-config", ONE_WORKER, "--run-config", run_config]
-    return [str(word) for word in command]
-
-
-def only_run(folder: Path) -> Path:
-    [path] = folder.glob("outputs/????-??-??/??-??-??")
-    return path
-
-
-def results(folder: Path) -> list[dict]:
-    return json.loads((only_run(folder) / "results.json").read_text())
+pytestmark = posix_only
 
 
 def loss(entry: dict) -> float:
@@ -110,22 +83,15 @@ def test_killed_and_resumed_gives_the_same_results(small, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()
-    done = run(simulation(small), whole)
+    command = simulation(APP, as_run_config(small))
+    done = run(command, whole)
     assert done.returncode == 0, done.stdout
     assert list(only_run(whole).glob("wandb/offline-run-*/*.wandb"))
 
-    with (broken / "log").open("w") as log:
-        killed = subprocess.Popen(
-            simulation(small), cwd=broken, stdout=log, stderr=log, start_new_session=True
-        )
-    deadline = time.monotonic() + 600
-    while "[ROUND 3/4]" not in (broken / "log").read_text():
-        assert time.monotonic() < deadline, (broken / "log").read_text()
-        time.sleep(0.02)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    kill(start(command, broken, until=lambda log: "[ROUND 3/4]" in log))
     assert len(results(broken)) in (3, 4)
-    done = run(simulation(small | {"resume-from": str(only_run(broken))}), broken)
+    small |= {"resume-from": str(only_run(broken))}
+    done = run(simulation(APP, as_run_config(small)), broken)
     assert done.returncode == 0, done.stdout
     assert "Resuming after round" in done.stdout
     assert results(broken) == results(whole)
@@ -136,8 +102,9 @@ def test_killed_and_resumed_gives_the_same_results(small, tmp_path):
     assert all((one[name] == other[name]).all() for name in one)
 
 
-def test_bad_values_end_the_run_before_it_starts(small, tmp_path):
-    done = run(simulation(small | {"model.prompt-template": "llama"}), tmp_path)
+def test_bad_value_ends_the_run_before_it_starts(small, tmp_path):
+    small |= {"model.prompt-template": "llama"}
+    done = run(simulation(APP, as_run_config(small)), tmp_path)
     assert done.returncode != 0
     assert "allowed: one of vicuna, alpaca, chat" in done.stdout
     assert not (tmp_path / "outputs").exists()
@@ -148,7 +115,7 @@ def test_real_alpaca_in_four_bits_and_sixteen_bit_transport(offline, real_data, 
     offline |= {"dataset": str(real_data / "alpaca-gpt4"), "model.quantization": 4}
     offline |= {"strategy.transport-dtype": "bfloat16", "num-server-rounds": 2}
     offline |= {"test-examples": 32, "train.training-arguments.max-steps": 6}
-    done = run(simulation(offline), tmp_path)
+    done = run(simulation(APP, as_run_config(offline)), tmp_path)
     assert done.returncode == 0, done.stdout
     history = results(tmp_path)
     assert loss(history[2]) < loss(history[0])

@@ -1,12 +1,8 @@
 """The commands that a user runs, to the end and through trouble."""
 
-import json
 import os
 import re
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,33 +12,31 @@ import safetensors.torch
 from gpu_scaling import task
 from gpu_scaling.dataset import Source
 
-APP = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
-# One worker of Ray, not one a core: fewer processes to start.
-ONE_WORKER = '{"init_args": {"num_cpus": 1}, "client_resources": {"num_cpus": 1}}'
+from .running import (
+    APP,
+    BIN,
+    faulty_copy,
+    kill,
+    offline,
+    only_run,
+    posix_only,
+    results,
+    run,
+    simulation,
+    start,
+)
+
 # The number that the README promises, of digits offline.
 OFFLINE_ACCURACY, OFFLINE_TOLERANCE = 0.947, 0.015
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills processes by their POSIX group")
-
-
-def simulation(app: Path, run_config: str, nodes: int = 100) -> list[str]:
-    command = [BIN / "flower-simulation", "--app", app, "--num-supernodes", nodes]
-    command += ["--backend-config", ONE_WORKER, "--run-config", run_config]
-    return [str(part) for part in command]
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """Mark all processes that come of a command by the folder in which it was given."""
-    mark = {"GPU_SCALING_TEST": str(folder), "FLWR_TELEMETRY_ENABLED": "0"}
-    return os.environ | mark | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+pytestmark = posix_only
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get("GPU_SCALING_TEST") == str(folder):
+            if process.environ().get("TEST_FOLDER") == str(folder):
                 found.append(process)
         except psutil.Error:
             continue
@@ -56,54 +50,6 @@ def nothing_left(folder: Path, seconds: float = 60) -> bool:
             return False
         time.sleep(0.2)
     return True
-
-
-def run(command: list, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(word) for word in command],
-        cwd=folder,
-        env=environment(folder) | more,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=600,
-    )
-
-
-def start(command: list, folder: Path, until: str) -> subprocess.Popen:
-    """Start a command in a group of its own, and wait until it says something."""
-    log = folder / "log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [str(word) for word in command],
-            cwd=folder,
-            env=environment(folder),
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
-    deadline = time.monotonic() + 180
-    while until not in log.read_text():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
-    return process
-
-
-def offline(**changes: object) -> str:
-    """Return offline.toml's settings, changed, in the form key=value."""
-    settings = re.findall(r"^([\w.-]+) = (.*)$", (APP / "offline.toml").read_text(), re.MULTILINE)
-    changed = {key.replace("_", "-"): json.dumps(value) for key, value in changes.items()}
-    return " ".join(f"{key}={value}" for key, value in (dict(settings) | changed).items())
-
-
-def only_run(folder: Path) -> Path:
-    [path] = folder.glob("outputs/????-??-??/??-??-??")
-    return path
-
-
-def results(folder: Path) -> list[dict]:
-    return json.loads((only_run(folder) / "results.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +93,7 @@ def test_flwr_run_inline_gives_the_same_results(finished, tmp_path):
 def test_killed_and_resumed_gives_the_same_results(finished, tmp_path):
     """SIGKILL in the middle of a round: the pool ends, too. Then resume, to the end."""
     command = simulation(APP, str(APP / "offline.toml"))
-    killed = start(command, tmp_path, until="[ROUND 4/10]")
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    kill(start(command, tmp_path, until=lambda log: "[ROUND 4/10]" in log))
     assert nothing_left(tmp_path)
     assert len(results(tmp_path)) in (4, 5)
 
@@ -161,15 +105,9 @@ def test_killed_and_resumed_gives_the_same_results(finished, tmp_path):
 
 def test_workers_that_die_cost_their_clients_step_only(tmp_path, monkeypatch):
     """Of six clients one loses its worker, one asks for too much memory, one sends NaN."""
-    app = tmp_path / "app"
-    shutil.copytree(APP, app, ignore=shutil.ignore_patterns("outputs", ".*"))
-    shutil.copy(APP / "tests" / "faulty_client.py", app / "gpu_scaling")
+    app = faulty_copy(tmp_path)
     for partition, fault in enumerate(("kill", "memory", "nan"), start=1):
         monkeypatch.setenv(f"FAULT_{partition}", fault)
-    declared = (app / "pyproject.toml").read_text()
-    (app / "pyproject.toml").write_text(
-        declared.replace("gpu_scaling.client_app:app", "gpu_scaling.faulty_client:app")
-    )
     done = run(simulation(app, offline(num_server_rounds=2), nodes=6), tmp_path)
     assert done.returncode == 0, done.stdout
     for partition, problem in enumerate(
@@ -223,7 +161,7 @@ def test_run_sh_through_a_proxy_that_is_not_there(tmp_path):
 
 def test_run_sh_leaves_nothing_after_ctrl_c(tmp_path):
     command = [APP / "run.sh", 2, 2, 2, 50, "--run-config", APP / "offline.toml"]
-    process = start(command, tmp_path, until="[ROUND 1/50]")
+    process = start(command, tmp_path, until=lambda log: "[ROUND 1/50]" in log)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 130, (tmp_path / "log").read_text()
     assert "interrupted; everything is taken down" in (tmp_path / "log").read_text()

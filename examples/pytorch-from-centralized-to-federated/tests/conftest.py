@@ -1,18 +1,19 @@
 """What several tests need."""
 
 import os
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.common.config import flatten_dict
+
+from .running import DECLARED
 
 
 @pytest.fixture
 def run_config() -> dict[str, Any]:
-    """The run config of pyproject.toml, as an app receives it."""
-    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
-    return tomllib.loads(text)["tool"]["flwr"]["app"]["config"]
+    """The run config of pyproject.toml, flat, as an app receives it."""
+    return flatten_dict(DECLARED["app"]["config"])
 
 
 @pytest.fixture(scope="session")

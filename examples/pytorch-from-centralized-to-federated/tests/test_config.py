@@ -16,6 +16,7 @@ def test_defaults_are_complete(run_config):
     assert config.dataset == "uoft-cs/cifar10"
     assert config.partitioning == "same"
     assert run_config.keys() >= MAY_CHANGE
+    assert len(config.__dataclass_fields__) == len(run_config)
 
 
 def test_centralised_project_has_the_same_defaults(run_config):

@@ -16,53 +16,27 @@ import safetensors.torch
 import torch
 from centralized_to_federated import task
 
-APP = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
-# One worker of Ray, not one a core: each imports PyTorch, the larger part of a short run.
-ONE_WORKER = '{"init_args": {"num_cpus": 1}, "client_resources": {"num_cpus": 1}}'
+from .running import (
+    APP,
+    BIN,
+    as_run_config,
+    environment,
+    faulty_copy,
+    kill,
+    offline,
+    only_run,
+    posix_only,
+    results,
+    run,
+    simulation,
+    start,
+)
+
 # The numbers that the README promises: digits offline, and CIFAR-10.
 OFFLINE_ACCURACY, OFFLINE_TOLERANCE = 0.98, 0.015
 CIFAR_ACCURACY, CIFAR_TOLERANCE = 0.54, 0.04
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills processes by their POSIX group")
-
-
-def simulation(app: Path, run_config: str, nodes: int = 2) -> list[str]:
-    command = [BIN / "flower-simulation", "--app", app, "--num-supernodes", nodes]
-    command += ["--backend-config", ONE_WORKER, "--run-config", run_config]
-    return [str(part) for part in command]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"FLWR_TELEMETRY_ENABLED": "0", "PATH": f"{BIN}:{os.environ['PATH']}"}
-
-
-def run(command: list, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(word) for word in command],
-        cwd=folder,
-        env=environment(),
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=600,
-    )
-
-
-def offline(**changes: object) -> str:
-    """Return offline.toml's settings, changed, in the form key=value."""
-    settings = re.findall(r"^([\w.-]+) = (.*)$", (APP / "offline.toml").read_text(), re.MULTILINE)
-    changed = {key.replace("_", "-"): json.dumps(value) for key, value in changes.items()}
-    return " ".join(f"{key}={value}" for key, value in (dict(settings) | changed).items())
-
-
-def only_run(folder: Path) -> Path:
-    [path] = folder.glob("outputs/????-??-??/??-??-??")
-    return path
-
-
-def results(folder: Path) -> list[dict]:
-    return json.loads((only_run(folder) / "results.json").read_text())
+pytestmark = posix_only
 
 
 @pytest.fixture(scope="module")
@@ -126,21 +100,8 @@ def test_centralised_and_federated_are_the_same_training(tmp_path):
 
 def test_killed_and_resumed_gives_the_same_results(finished, tmp_path):
     """SIGKILL in the middle of a round; then resume, in the same folder, to the end."""
-    log = (tmp_path / "log").open("w")
-    killed = subprocess.Popen(
-        simulation(APP, str(APP / "offline.toml")),
-        cwd=tmp_path,
-        env=environment(),
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 600
-    while "[ROUND 3/5]" not in (tmp_path / "log").read_text():
-        assert time.monotonic() < deadline, (tmp_path / "log").read_text()
-        time.sleep(0.05)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    command = simulation(APP, str(APP / "offline.toml"))
+    kill(start(command, tmp_path, until=lambda log: "[ROUND 3/5]" in log))
     assert len(results(tmp_path)) in (3, 4)
 
     done = run(simulation(APP, offline(resume_from=str(only_run(tmp_path)))), tmp_path)
@@ -158,15 +119,9 @@ def test_bad_value_ends_the_run_before_it_starts(tmp_path):
 
 def test_bad_clients_cost_their_contribution_and_too_few_end_the_run(tmp_path, monkeypatch):
     """Of six clients four misbehave: with min-replies 2 the run goes on, with 3 it ends."""
-    app = tmp_path / "app"
-    shutil.copytree(APP, app, ignore=shutil.ignore_patterns("outputs", ".*"))
-    shutil.copy(APP / "tests" / "faulty_client.py", app / "centralized_to_federated")
+    app = faulty_copy(tmp_path)
     for partition, fault in enumerate(("raise", "nan", "shape", "enormous"), start=1):
         monkeypatch.setenv(f"FAULT_{partition}", fault)
-    declared = (app / "pyproject.toml").read_text()
-    (app / "pyproject.toml").write_text(
-        declared.replace("federated.client_app:app", "federated.faulty_client:app")
-    )
     settings = {"num_server_rounds": 1, "partitioning": "iid"}
     done = run(simulation(app, offline(**settings, min_replies=3), nodes=6), tmp_path)
     assert done.returncode != 0
@@ -213,7 +168,7 @@ def four_terminals(app: Path, folder: Path) -> bool:
                 process = subprocess.Popen(
                     [str(BIN / words[0]), *words[1:]],
                     cwd=app,
-                    env=environment() | {"OMP_NUM_THREADS": "1"},
+                    env=environment(folder) | {"OMP_NUM_THREADS": "1"},
                     stdout=file,
                     stderr=file,
                     start_new_session=True,
@@ -247,8 +202,8 @@ def test_four_terminals_as_the_readme_has_them(tmp_path):
 
 
 def test_real_cifar_reaches_what_the_readme_promises(real_data, tmp_path):
-    settings = f"dataset={json.dumps(str(real_data / 'cifar10'))} partitioning='iid'"
-    done = run(simulation(APP, settings), tmp_path)
+    settings = {"dataset": str(real_data / "cifar10"), "partitioning": "iid"}
+    done = run(simulation(APP, as_run_config(settings)), tmp_path)
     assert done.returncode == 0, done.stdout
     accuracy = results(tmp_path)[10]["evaluate_metrics_serverapp"]["accuracy"]
     assert accuracy == pytest.approx(CIFAR_ACCURACY, abs=CIFAR_TOLERANCE)

@@ -69,7 +69,7 @@ def test_unreachable_hub_is_one_line_with_the_way_out(monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_images_of_another_size_are_named(tmp_path):
+def test_images_of_another_size_are_named():
     features = datasets.Features(
         {"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
     )

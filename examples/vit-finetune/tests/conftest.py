@@ -8,39 +8,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.common.config import flatten_dict
 from vit_finetune.config import Config
 
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+from .running import APP, DECLARED
 
 
 @pytest.fixture
 def run_config() -> dict[str, Any]:
     """The run config of pyproject.toml, flat, as an app receives it."""
-    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
-    return flatten(tomllib.loads(text)["tool"]["flwr"]["app"]["config"])
+    return flatten_dict(DECLARED["app"]["config"])
 
 
 @pytest.fixture
 def offline(run_config, tmp_path) -> Callable[..., Config]:
     """Make the config of offline.toml, in float32, with a cache of its own, and changes."""
-    text = (Path(__file__).parents[1] / "offline.toml").read_text()
-    changed = flatten(tomllib.loads(text))
+    changed = flatten_dict(tomllib.loads((APP / "offline.toml").read_text()))
     changed |= {"precision": "float32", "cache-dir": str(tmp_path / "cache")}
     config = Config.from_run_config(run_config | changed)
     return lambda **changes: dataclasses.replace(config, **changes)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real datasets and weights."""
-    if not os.environ.get("FLOWER_EXAMPLES_DATA"):
-        pytest.skip("FLOWER_EXAMPLES_DATA is not set: no folder of real datasets")
-    return Path(os.environ["FLOWER_EXAMPLES_DATA"])
+    """A folder of real datasets, named by FLOWER_EXAMPLES_DATA."""
+    name = os.environ.get("FLOWER_EXAMPLES_DATA", "")
+    if not (name and Path(name, "oxford-flowers").is_dir()):
+        pytest.skip("FLOWER_EXAMPLES_DATA names no folder with oxford-flowers/")
+    return Path(name)

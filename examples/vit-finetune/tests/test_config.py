@@ -1,15 +1,16 @@
-"""The run config: complete, typed, and refused by name where it is wrong."""
+"""The run config: complete, typed, refused by name where it is wrong."""
 
 import pytest
 from vit_finetune.config import MAY_CHANGE, Config
 
 
-def test_defaults_are_those_of_the_document(run_config):
+def test_defaults_are_complete(run_config):
     config = Config.from_run_config(run_config)
     assert config.dataset == "nelorth/oxford-flowers"
     assert (config.model_name, config.model_weights) == ("vit_b_16", "IMAGENET1K_V1")
     assert config.num_server_rounds == 20
     assert run_config.keys() >= MAY_CHANGE
+    assert len(config.__dataclass_fields__) == len(run_config)
 
 
 @pytest.mark.parametrize(
