@@ -13,6 +13,7 @@ some jobs or ways only, or with another number of rounds, is a try: it prints an
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ HERE = ROOT / "benchmarks"
 WAYS = ("plain", "example", "straightforward", "other")
 PARTS = {"rounds": "side-by-side", "fresh": "side-by-side-fresh"}
 OTHER, OTHER_NAME = "nvflare==2.9.0", "NVIDIA FLARE"
+UV = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
 RunConfig = dict[str, Any]
 
 
@@ -238,12 +240,12 @@ def measure_fresh(name: str, job: Job, way: str, folder: Path) -> dict[str, Any]
 
 def environment(folder: Path) -> Path:
     """Make an empty virtual environment and return its Python."""
-    subprocess.run(["uv", "venv", "--quiet", "--python", sys.executable, folder], check=True)
+    subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, folder], check=True)
     return folder / "bin" / "python"
 
 
 def install(python: Path, packages: list[str], *options: str) -> None:
-    words = ["uv", "pip", "install", "--python", python, *options, *packages]
+    words = [UV, "pip", "install", "--python", python, *options, *packages]
     subprocess.run([str(word) for word in words], check=True)
 
 
@@ -262,6 +264,25 @@ def requirements(job: Job, way: str) -> list[str]:
     if way == "plain":
         return [*packages, *pinned]
     return [*packages, OTHER, *(f"{name}=={version(name)}" for name in ("torch", "numpy"))]
+
+
+def measure(
+    part: str, names: list[str], ways: list[str], rounds: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """Do the jobs in the ways, one after the other; return what was found, by job and way."""
+    one = {"rounds": measure_rounds, "fresh": measure_fresh}[part]
+    runs: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as data:
+        for name in names:
+            job = JOBS[name](Path(data))
+            if rounds:
+                job = job._replace(config=job.config | {"num-server-rounds": rounds})
+            for way in ways_of(job, ways):
+                with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                    found = one(name, job, way, Path(folder))
+                runs.setdefault(name, {})[way] = found
+                print(f"{name}, {way}: {shown(found)}", flush=True)
+    return runs
 
 
 def shown(found: dict[str, Any]) -> str:
@@ -284,22 +305,12 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--rounds", type=int, help="for a try; by default each job has its own")
     given = parser.parse_args()
-    measure = {"rounds": measure_rounds, "fresh": measure_fresh}[given.part]
-    runs: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as data:
-        for name in given.jobs:
-            job = JOBS[name](Path(data))
-            if given.rounds:
-                job = job._replace(config=job.config | {"num-server-rounds": given.rounds})
-            for way in ways_of(job, given.ways):
-                with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-                    found = measure(name, job, way, Path(folder))
-                runs.setdefault(name, {})[way] = found
-                print(f"{name}, {way}: {shown(found)}", flush=True)
     if given.rounds or set(given.jobs) != set(JOBS) or set(given.ways) != set(WAYS):
+        measure(given.part, given.jobs, given.ways, given.rounds)
         print("a try: nothing is written")
         return
-    result = {"seed": 42, "other": {"name": OTHER_NAME, "package": OTHER}, "jobs": runs}
+    result = {"seed": 42, "other": {"name": OTHER_NAME, "package": OTHER}}
+    result["jobs"] = measure(given.part, given.jobs, given.ways)
     write_result(PARTS[given.part], provenance() | result)
 
 
