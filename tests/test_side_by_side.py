@@ -56,4 +56,4 @@ def test_plain_loops_reach_what_the_examples_reach():
     if not measured:
         pytest.skip(figures.missing())
     for ways in measured["jobs"].values():
-        assert abs(ways["plain"]["score"] - ways["example"]["score"]) < 0.015
+        assert abs(ways["plain"]["score"] - ways["example"]["score"]) < 0.02
