@@ -24,8 +24,7 @@ def prepare(message: Message, context: Context) -> tuple[VisionTransformer, Data
 @app.train()
 def train(message: Message, context: Context) -> Message:
     model, loader, _ = prepare(message, context)
-    config = context.run_config
-    loss = task.train(model, loader, config["local-epochs"], config["learning-rate"])
+    loss = task.train(model, loader, context.run_config)
     metrics = MetricRecord({"train_loss": loss, "num-examples": len(loader.dataset)})
     content = RecordDict({"arrays": ArrayRecord(model.heads.state_dict()), "metrics": metrics})
     return Message(content, reply_to=message)

@@ -65,19 +65,21 @@ def to_test_loader(data: Dataset, config: dict) -> DataLoader:
     return DataLoader(data.with_transform(test_transform), batch_size=config["batch-size"])
 
 
-def train(model: VisionTransformer, loader: DataLoader, epochs: int, learning_rate: float) -> float:
+def train(model: VisionTransformer, loader: DataLoader, config: dict) -> float:
     model.train()
     criterion = nn.CrossEntropyLoss()
-    optimizer = torch.optim.Adam(model.heads.parameters(), lr=learning_rate)
+    optimizer = torch.optim.SGD(
+        model.heads.parameters(), lr=config["learning-rate"], momentum=config["momentum"]
+    )
     running_loss = 0.0
-    for _ in range(epochs):
+    for _ in range(config["local-epochs"]):
         for batch in loader:
             optimizer.zero_grad()
             loss = criterion(model(batch["image"]), batch["label"])
             loss.backward()
             optimizer.step()
             running_loss += loss.item()
-    return running_loss / (epochs * len(loader))
+    return running_loss / (config["local-epochs"] * len(loader))
 
 
 def test(model: VisionTransformer, loader: DataLoader) -> tuple[float, float]:
