@@ -27,17 +27,17 @@ PROGRAMS += ("flwr-profile", "make", "pip", "uv", "python", "python3", "wandb", 
 
 def pages() -> list[Path]:
     listed = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("examples/*/README.md")]
-    return sorted([*listed, *ROOT.glob("docs/*.md")])
+    return sorted([*listed, ROOT / "benchmarks" / "README.md", *ROOT.glob("docs/*.md")])
 
 
 def commands(page: Path) -> list[tuple[Path, list[str]]]:
     """Return the (folder, words) of each command in a page's shell blocks, `cd` followed.
 
-    The pages in docs/ are to be followed from the root of the repository.
+    The pages in docs/ and benchmarks/ are to be followed from the root of the repository.
     """
     found = []
     for block in re.findall(r"```(?:bash|shell|sh)\n(.*?)```", page.read_text(), re.DOTALL):
-        folder = ROOT if page.parent.name == "docs" else page.parent
+        folder = ROOT if page.parent.name in ("docs", "benchmarks") else page.parent
         for line in block.replace("\\\n", " ").splitlines():
             for words in split_list(shlex.split(line, comments=True)):
                 while words and re.match(r"\w+=", words[0]):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+from figures import side_by_side
 from measured import offline_block, result, table, taken
 from repository import ROOT, example_folder, example_names
 
@@ -45,13 +46,16 @@ def blocks(page: Path) -> dict[str, Callable[[], str]]:
     """Return what fills the marked places of a page."""
     if page == ROOT / "README.md":
         return {"examples": examples_table}
+    if page == side_by_side.PAGE:
+        return side_by_side.BLOCKS
     example = page.parent.name
     common = {"settings": lambda: settings(example), "offline": lambda: offline_block(example)}
     return common | figures(example).BLOCKS
 
 
 def pages() -> list[Path]:
-    return [ROOT / "README.md", *(example_folder(name) / "README.md" for name in example_names())]
+    examples = [example_folder(name) / "README.md" for name in example_names()]
+    return [ROOT / "README.md", side_by_side.PAGE, *examples]
 
 
 def render(page: Path) -> str:
@@ -73,6 +77,9 @@ def main() -> None:
     for page in pages():
         page.write_text(render(page))
         print(page.relative_to(ROOT))
+    folder = side_by_side.PAGE.parent / "_static"
+    folder.mkdir(exist_ok=True)
+    side_by_side.draw(folder / side_by_side.PLOT)
     for name in example_names():
         folder = example_folder(name) / "_static"
         folder.mkdir(exist_ok=True)

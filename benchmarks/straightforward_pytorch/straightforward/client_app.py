@@ -2,6 +2,7 @@
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from torch import nn
 from torch.utils.data import DataLoader
 
 from straightforward import task
@@ -9,14 +10,13 @@ from straightforward import task
 app = ClientApp()
 
 
-def prepare(message: Message, context: Context) -> tuple[task.Net, DataLoader, DataLoader]:
-    net = task.Net()
+def prepare(message: Message, context: Context) -> tuple[nn.Module, DataLoader, DataLoader]:
+    net = task.build(context.run_config)
     net.load_state_dict(message.content["arrays"].to_torch_state_dict())
     train_loader, test_loader = task.load_partition(
-        context.run_config["dataset"],
+        context.run_config,
         context.node_config["partition-id"],
         context.node_config["num-partitions"],
-        context.run_config["batch-size"],
     )
     return net, train_loader, test_loader
 
