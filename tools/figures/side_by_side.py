@@ -97,6 +97,8 @@ def draw(path: Path) -> None:
         axes.bar_label(bars, fmt="%.3g", fontsize=8)
     axes.axhline(1, color="black", linewidth=0.8, label=WAYS["plain"])
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
     axes.set_xticks(range(len(jobs)), [job.replace("-to-", "-\nto-") for job in jobs], fontsize=8)
     axes.set(ylabel="seconds a round, times plain")
     axes.set_title("The same work in different ways: lower is faster")
