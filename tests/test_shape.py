@@ -167,14 +167,14 @@ def test_copies_are_equal(name):
 
 @pytest.mark.parametrize("name", ["run_config", "finished"])
 def test_fixtures_are_equal(name):
-    """As the files above, of the examples' tests; `finished` of flowertune-llm is another one."""
+    """As the files above, of the examples' tests."""
     texts = []
     for path in (ROOT / "examples").glob("*/tests/*.py"):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef) and node.name == name:
                 texts.append(ast.unparse(node))
     assert len(texts) == len(example_names())
-    assert len(set(texts)) == (1 if name == "run_config" else 2)
+    assert len(set(texts)) == 1
 
 
 @pytest.mark.parametrize("copy", ["superlink.py", "executors/orphans.py"])
