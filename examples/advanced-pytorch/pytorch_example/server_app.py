@@ -7,7 +7,7 @@ from flwr.serverapp import Grid, ServerApp
 from pytorch_example import task
 from pytorch_example.config import Config
 from pytorch_example.errors import shown
-from pytorch_example.outputs import open_run
+from pytorch_example.outputs import open_run, state_of
 from pytorch_example.privacy import PrivateFedAvg
 from pytorch_example.strategy import CustomFedAvg
 from pytorch_example.tracking import tracker
@@ -19,6 +19,7 @@ app = ServerApp()
 @shown
 def main(grid: Grid, context: Context) -> None:
     config = Config.from_run_config(context.run_config)
+    state = state_of(config, dict(context.run_config))
     test_data = task.load_test(config.dataset)  # before anything is written
     torch.manual_seed(config.seed)
     model = task.Net(task.num_classes(config.dataset))
@@ -30,7 +31,7 @@ def main(grid: Grid, context: Context) -> None:
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 
     with (
-        open_run(config, dict(context.run_config)) as run,
+        open_run(config, state) as run,
         tracker(config, run.folder, run.state.config) as log_round,
     ):
 

@@ -21,7 +21,7 @@ def begin(config: Config) -> ArrayRecord:
     models.load_tokenizer(config)
     if config.evaluate_every_round:
         models.check_platform(config)
-        report_data(config)
+        load_split(config.dataset, config.test_examples, config.seed)
     if config.whole_model:
         return ArrayRecord()
     return transport.encode(models.initial_adapter(config), "float32")

@@ -15,21 +15,27 @@ from flowertune_llm.plot import draw_curves
 from flowertune_llm.tracking import tracker
 
 
-@contextmanager
-def open_run(
-    config: Config, run_config: dict[str, Any], rounds: int
-) -> Iterator[tuple[RunState, Callable[[], None], Path]]:
-    """Yield where the run stands, what saves it, and its folder; say at both ends where that is.
+def state_of(config: Config, run_config: dict[str, Any]) -> RunState:
+    """Return where the run stands that begins or is resumed; nothing is written yet.
 
     Raises:
         ValueError: `resume-from` is no run that can be carried on with this config.
     """
-    earlier = RunFolder(Path(config.resume_from)) if config.resume_from else None
-    state = earlier.load(run_config, MAY_CHANGE) if earlier else RunState(run_config)
-    folder = earlier or RunFolder.create(config.output_dir)
+    if config.resume_from:
+        return RunFolder(Path(config.resume_from)).load(run_config, MAY_CHANGE)
+    return RunState(run_config)
+
+
+@contextmanager
+def open_run(
+    config: Config, state: RunState, rounds: int
+) -> Iterator[tuple[Callable[[], None], Path]]:
+    """Yield what saves the run, and its folder; say at both ends where that is."""
+    resumed = Path(config.resume_from) if config.resume_from else None
+    folder = RunFolder(resumed) if resumed else RunFolder.create(config.output_dir)
     log(INFO, "Outputs: %s", folder.path)
-    write_json(folder.config, run_config)
-    if earlier:
+    write_json(folder.config, state.config)
+    if resumed:
         log(INFO, "Resuming after round %d of %d", state.round, rounds)
 
     def save_files() -> None:
@@ -46,7 +52,7 @@ def open_run(
         save_files()  # the other files may be a round behind the checkpoint
     try:
         with (
-            tracker(config, folder, run_config) as track,
+            tracker(config, folder, state.config) as track,
             profiling.profiled(config.profile_enabled, folder.path, state.round) as end_round,
         ):
 
@@ -56,7 +62,7 @@ def open_run(
                 track(state.history[-1])
                 end_round(state.round)
 
-            yield state, save, folder.path
+            yield save, folder.path
     except Exception:
         if folder.saved_round >= 0:
             message = "Stopped; round %d is safe: resume-from='%s'"

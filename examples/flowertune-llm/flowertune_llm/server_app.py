@@ -14,7 +14,7 @@ from flowertune_llm.checkpoint import RunState
 from flowertune_llm.config import Config
 from flowertune_llm.errors import shown
 from flowertune_llm.layerwise import LayerwiseFedAvg
-from flowertune_llm.outputs import open_run
+from flowertune_llm.outputs import open_run, state_of
 from flowertune_llm.strategy import AdapterFedAvg
 from flowertune_llm.synthetic import make_sink
 
@@ -25,6 +25,7 @@ app = ServerApp()
 @shown
 def main(grid: Grid, context: Context) -> None:
     config = Config.from_run_config(context.run_config)
+    state = state_of(config, dict(context.run_config))
     initial, evaluate, rounds = ArrayRecord(), None, config.num_server_rounds
     if config.trains:
         from flowertune_llm import central  # seconds to import, and not needed to aggregate
@@ -34,7 +35,9 @@ def main(grid: Grid, context: Context) -> None:
     elif rounds > 1:
         rounds = 1
         log(INFO, "Nothing is trained: one round is all there is to do")
-    with open_run(config, dict(context.run_config), rounds) as (state, save, folder):
+    with open_run(config, state, rounds) as (save, folder):
+        if config.trains and config.evaluate_every_round:
+            central.report_data(config)
         strategy = make_strategy(config, initial, state, save, folder)
         strategy.start(
             profiling.watched(grid),

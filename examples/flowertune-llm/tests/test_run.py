@@ -45,7 +45,7 @@ def test_offline_run_learns_as_the_readme_says(finished):
     files = {"config.json", "results.json", "curves.png", "checkpoint.safetensors"}
     assert {file.name for file in path.iterdir()} == files | {"peft_2", "peft_4"}
     logged = re.findall(r"INFO.*?:\s+(\S.*)", log)
-    assert f"Outputs: {path}" == logged[-1]
+    assert logged[0] == f"Outputs: {path}" == logged[-1]
     history = results(folder)
     assert [entry["round"] for entry in history] == list(range(5))
     assert loss(history[0]) == pytest.approx(LOSS_BEFORE, abs=TOLERANCE)

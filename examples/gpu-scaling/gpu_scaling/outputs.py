@@ -37,23 +37,27 @@ def global_model(state: RunState) -> Arrays:
     return state.arrays
 
 
-@contextmanager
-def open_run(
-    config: Config,
-    run_config: dict[str, Any],
-    model: Callable[[RunState], Arrays] = global_model,
-) -> Iterator[Run]:
-    """Yield the run that begins or is resumed; say at both ends where its files are.
+def state_of(config: Config, run_config: dict[str, Any]) -> RunState:
+    """Return where the run stands that begins or is resumed; nothing is written yet.
 
     Raises:
         ValueError: `resume-from` is no run that can be carried on with this config.
     """
-    earlier = RunFolder(Path(config.resume_from)) if config.resume_from else None
-    state = earlier.load(run_config, MAY_CHANGE) if earlier else RunState(run_config)
-    folder = earlier or RunFolder.create(config.output_dir)
+    if config.resume_from:
+        return RunFolder(Path(config.resume_from)).load(run_config, MAY_CHANGE)
+    return RunState(run_config)
+
+
+@contextmanager
+def open_run(
+    config: Config, state: RunState, model: Callable[[RunState], Arrays] = global_model
+) -> Iterator[Run]:
+    """Yield the run that begins or is resumed; say at both ends where its files are."""
+    resumed = Path(config.resume_from) if config.resume_from else None
+    folder = RunFolder(resumed) if resumed else RunFolder.create(config.output_dir)
     log(INFO, "Outputs: %s", folder.path)
-    write_json(folder.config, run_config)
-    if earlier:
+    write_json(folder.config, state.config)
+    if resumed:
         log(INFO, "Resuming after round %d of %d", state.round, config.num_server_rounds)
     run = Run(state, folder, model)
     if state.round >= 0:

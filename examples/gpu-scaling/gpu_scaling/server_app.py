@@ -10,7 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 from gpu_scaling import executors, steps
 from gpu_scaling.config import Config
 from gpu_scaling.errors import shown
-from gpu_scaling.outputs import open_run
+from gpu_scaling.outputs import open_run, state_of
 from gpu_scaling.replies import to_numpy, to_record
 from gpu_scaling.strategy import ScalingFedAvg
 
@@ -21,6 +21,7 @@ app = ServerApp()
 @shown
 def main(grid: Grid, context: Context) -> None:
     config = Config.from_run_config(context.run_config)
+    state = state_of(config, dict(context.run_config))
     source = config.source().prepare()
     executor = executors.make(config.executor, context.run_id, config.options, owner=os.getpid())
     initial = executor.run(steps.initial, source.num_classes, config.seed)
@@ -34,7 +35,7 @@ def main(grid: Grid, context: Context) -> None:
             log(INFO, "Pool: %s", told)
         return MetricRecord({"accuracy": found[1], "loss": found[0]})
 
-    with open_run(config, dict(context.run_config)) as run:
+    with open_run(config, state) as run:
         ScalingFedAvg(config, run.state, run.save).start(
             grid,
             to_record(initial),

@@ -6,7 +6,7 @@ from flwr.serverapp import Grid, ServerApp
 from centralized_to_federated import task
 from centralized_to_federated.config import Config
 from centralized_to_federated.errors import shown
-from centralized_to_federated.outputs import open_run
+from centralized_to_federated.outputs import open_run, state_of
 from centralized_to_federated.strategy import MomentumFedAvg
 
 app = ServerApp()
@@ -16,6 +16,7 @@ app = ServerApp()
 @shown
 def main(grid: Grid, context: Context) -> None:
     config = Config.from_run_config(context.run_config)
+    state = state_of(config, dict(context.run_config))
     test_data = task.load(config.dataset, "test")
     network = task.build(config.network, task.num_classes(config.dataset), config.seed)
 
@@ -24,7 +25,7 @@ def main(grid: Grid, context: Context) -> None:
         loss, accuracy = task.test(network, test_data)
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 
-    with open_run(config, dict(context.run_config)) as run:
+    with open_run(config, state) as run:
         MomentumFedAvg(config, run.state, run.save).start(
             grid,
             ArrayRecord(network.state_dict()),

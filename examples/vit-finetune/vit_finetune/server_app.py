@@ -12,7 +12,7 @@ from vit_finetune import dataset, task
 from vit_finetune.checkpoint import Arrays, RunState
 from vit_finetune.config import Config
 from vit_finetune.errors import shown
-from vit_finetune.outputs import open_run
+from vit_finetune.outputs import open_run, state_of
 from vit_finetune.strategy import HeadFedAvg
 
 app = ServerApp()
@@ -22,9 +22,10 @@ app = ServerApp()
 @shown
 def main(grid: Grid, context: Context) -> None:
     config = Config.from_run_config(context.run_config)
+    state = state_of(config, dict(context.run_config))
     task.check(config)  # before anything is written
     num_classes = dataset.load_test(config.dataset).num_classes
-    with open_run(config, dict(context.run_config), whole_head) as run:
+    with open_run(config, state, whole_head) as run:
         backbone = task.load_backbone(config)
         facts = (backbone.name, backbone.weights, backbone.precision)
         log(INFO, "Backbone: %s, weights %s, %s", *facts)
