@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,9 +28,14 @@ def form(value: Any) -> Any:
     return type(value).__name__
 
 
+def left_by_flower(app: Path) -> list[Path]:
+    return sorted(path for path in app.rglob("*") if path.name in (".flwr", "superlink.db"))
+
+
 @pytest.mark.parametrize("example", example_names())
 def test_each_example_gives_what_the_simulation_gives(example, tmp_path):
     app, folder = ROOT / "examples" / example, tmp_path / "federation"
+    before = left_by_flower(app)
     command = [*TOOL, app, "--offline", "--run-config", TWO_ROUNDS, "--warm", "--folder", folder]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -37,7 +43,7 @@ def test_each_example_gives_what_the_simulation_gives(example, tmp_path):
     assert "superlink.py --ssl-ca-certfile" in done.stdout
     assert "--enable-supernode-auth" in done.stdout
     assert processes_of(folder) == []
-    assert not [path for path in app.rglob("*") if path.name in (".flwr", "superlink.db")]
+    assert left_by_flower(app) == before
 
     keys = [*folder.glob("certificates/*.key"), *folder.glob("keys/supernode-?")]
     assert len(keys) == 4
