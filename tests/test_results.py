@@ -31,7 +31,7 @@ OLDER = {
     *("flowertune-llm-profile", "flowertune-llm-speed", "gpu-scaling-executors"),
     *("gpu-scaling-rounds", "gpu-scaling-simulation", "gpu-scaling-supernodes"),
     *("gpu-scaling-thousand", "gpu-scaling-workers", "layerwise-70b", "layerwise-memory"),
-    *("layerwise-processes", "layerwise-published", "offline", "vit-finetune-accuracy"),
+    *("layerwise-processes", "layerwise-published", "vit-finetune-accuracy"),
     *("pytorch-from-centralized-to-federated-accuracy", "vit-finetune-closed-form"),
     *("pytorch-from-centralized-to-federated-speed", "vit-finetune-original", "vit-finetune-speed"),
 }
