@@ -266,7 +266,7 @@ def requirements(job: Job, way: str) -> list[str]:
 
 
 def measure(
-    part: str, names: list[str], ways: list[str], rounds: int | None = None
+    part: str, names: list[str], ways: list[str], rounds: int | None
 ) -> dict[str, dict[str, Any]]:
     """Do the jobs in the ways, one after the other; return what was found, by job and way."""
     one = {"rounds": measure_rounds, "fresh": measure_fresh}[part]
@@ -304,13 +304,10 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--rounds", type=int, help="for a try; by default each job has its own")
     given = parser.parse_args()
-    if given.rounds or set(given.jobs) != set(JOBS) or set(given.ways) != set(WAYS):
-        measure(given.part, given.jobs, given.ways, given.rounds)
-        print("a try: nothing is written")
-        return
-    with measurement(PARTS[given.part], seeds=(SEED,)) as result:
+    trial = bool(given.rounds) or set(given.jobs) != set(JOBS) or set(given.ways) != set(WAYS)
+    with measurement(PARTS[given.part], seeds=(SEED,), trial=trial) as result:
         result["other"] = {"name": OTHER_NAME, "package": OTHER}
-        result["jobs"] = measure(given.part, given.jobs, given.ways)
+        result["jobs"] = measure(given.part, given.jobs, given.ways, given.rounds)
 
 
 if __name__ == "__main__":

@@ -165,11 +165,11 @@ def test_copies_are_equal(name):
     assert len(set(texts)) == 1
 
 
-@pytest.mark.parametrize("name", ["run_config", "finished"])
-def test_fixtures_are_equal(name):
-    """As the files above, of the examples' tests."""
+@pytest.mark.parametrize("name", ["run_config", "finished", "state_of", "history_in"])
+def test_functions_are_equal(name):
+    """As the files above: where the rest of a file is the example's own."""
     texts = []
-    for path in (ROOT / "examples").glob("*/tests/*.py"):
+    for path in (ROOT / "examples").glob("*/*/*.py"):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef) and node.name == name:
                 texts.append(ast.unparse(node))
