@@ -165,7 +165,10 @@ def test_copies_are_equal(name):
     assert len(set(texts)) == 1
 
 
-@pytest.mark.parametrize("name", ["run_config", "finished", "state_of", "history_in"])
+FUNCTIONS = {"run_config": 5, "finished": 5, "state_of": 5, "history_in": 5, "load_images": 4}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_are_equal(name):
     """As the files above: where the rest of a file is the example's own."""
     texts = []
@@ -173,7 +176,7 @@ def test_functions_are_equal(name):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef) and node.name == name:
                 texts.append(ast.unparse(node))
-    assert len(texts) == len(example_names())
+    assert len(texts) == FUNCTIONS[name]
     assert len(set(texts)) == 1
 
 

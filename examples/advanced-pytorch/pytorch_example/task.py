@@ -4,15 +4,17 @@ import logging
 import sys
 import warnings
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import datasets
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
-from flwr_datasets.partitioner import DirichletPartitioner
+from datasets import ClassLabel, Dataset, Features
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import DirichletPartitioner
 
 IMAGE_SIZE = 28
 # Mean and standard deviation of Fashion-MNIST's training pixels, scaled to [0, 1].
@@ -131,35 +133,43 @@ def load_digits() -> Dataset:
     digits = load()
     enlarged = np.kron(digits.images * (255 / 16), np.ones((3, 3)))  # 8x8, 0..16 -> 24x24, 0..255
     images = np.pad(enlarged.astype(np.uint8), ((0, 0), (2, 2), (2, 2)))
-    features = Features({"image": Image(), "label": ClassLabel(names=list("0123456789"))})
+    features = Features({"image": datasets.Image(), "label": ClassLabel(names=list("0123456789"))})
     return Dataset.from_dict({"image": list(images), "label": digits.target}, features=features)
+
+
+def load_images(dataset: str, split: str) -> Dataset:
+    """Load "train" or "test" of the embedded digits, a local folder or a Hub dataset.
+
+    Returns:
+        columns `image` and `label`; the images are not decoded yet.
+
+    Raises:
+        RuntimeError: the data cannot be reached, or is not images with class labels.
+    """
+    if dataset == "digits":
+        return load_digits().train_test_split(test_size=0.2, seed=0)[split]
+    try:
+        data = datasets.load_dataset(dataset, split=split)
+    except Exception as error:  # the Hub's client has no common base class for its errors
+        raise RuntimeError(
+            f"dataset = '{dataset}': cannot load its '{split}' split; no such folder, no such "
+            "dataset on the Hub, or the Hub cannot be reached. Without a network use "
+            "--run-config offline.toml, or set dataset to a local folder. "
+            f"({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from None
+    images = [name for name, kind in data.features.items() if isinstance(kind, datasets.Image)]
+    if not isinstance(data.features.get("label"), ClassLabel) or len(images) != 1:
+        raise RuntimeError(
+            f"dataset = '{dataset}': needs one column of images and a column 'label' (class "
+            f"labels), has {dict(data.features)}"
+        )
+    return data.select_columns([*images, "label"]).rename_columns({images[0]: "image"})
 
 
 @lru_cache
 def load_split(dataset: str, split: str) -> Dataset:
-    """Load "train" or "test" of the embedded digits, a local folder or a Hub dataset.
-
-    Raises:
-        RuntimeError: the data cannot be reached, or is not what the model takes.
-    """
-    if dataset == "digits":
-        data = load_digits().train_test_split(test_size=0.2, seed=0)[split]
-    else:
-        try:
-            data = datasets.load_dataset(dataset, split=split)
-        except Exception as error:  # the Hub's client has no common base class for its errors
-            raise RuntimeError(
-                f"dataset = '{dataset}': cannot load its '{split}' split; no such folder, no such "
-                "dataset on the Hub, or the Hub cannot be reached. Without a network use "
-                "--run-config offline.toml, or set dataset to a local folder. "
-                f"({type(error).__name__}: {str(error).splitlines()[0]})"
-            ) from None
-    if not isinstance(data.features.get("label"), ClassLabel) or "image" not in data.features:
-        raise RuntimeError(
-            f"dataset = '{dataset}': needs the columns 'image' and 'label' (class labels), "
-            f"has {dict(data.features)}"
-        )
-    return decode(data, dataset)
+    """Return the split's columns `pixels`, uint8 (784,), and `label`."""
+    return decode(load_images(dataset, split), dataset)
 
 
 def decode(data: Dataset, name: str) -> Dataset:
@@ -181,9 +191,8 @@ def decode(data: Dataset, name: str) -> Dataset:
 
     pixels = datasets.List(datasets.Value("uint8"), length=IMAGE_SIZE**2)
     features = Features({"pixels": pixels, "label": data.features["label"]})
-    others = [column for column in data.column_names if column != "label"]
     return data.map(
-        to_bytes, batched=True, remove_columns=others, features=features, desc="Decoding"
+        to_bytes, batched=True, remove_columns="image", features=features, desc="Decoding"
     )
 
 
@@ -210,11 +219,14 @@ def load_test(dataset: str) -> Examples:
 @lru_cache
 def load_partitioner(
     dataset: str, num_partitions: int, alpha: float, min_partition_size: int, seed: int
-) -> DirichletPartitioner:
+) -> "DirichletPartitioner":
     """Split the training data so that class shares differ from client to client.
 
     Source: Yurochkin et al. 2019, https://arxiv.org/abs/1905.12022
     """
+    # Seconds to import (its plots bring seaborn and scipy), and the server never needs it.
+    from flwr_datasets.partitioner import DirichletPartitioner
+
     partitioner = DirichletPartitioner(
         num_partitions, "label", alpha, min_partition_size=min_partition_size, seed=seed
     )

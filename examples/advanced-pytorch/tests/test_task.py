@@ -76,7 +76,7 @@ def test_unreachable_hub_is_one_line_with_the_way_out(monkeypatch):
 
 def test_other_columns_are_named(tmp_path):
     (tmp_path / "train.csv").write_text("text,label\nhello,1\n")
-    with pytest.raises(RuntimeError, match="needs the columns 'image' and 'label'"):
+    with pytest.raises(RuntimeError, match="needs one column of images and a column 'label'"):
         task.load_split(str(tmp_path), "train")
 
 

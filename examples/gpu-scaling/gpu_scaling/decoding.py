@@ -8,7 +8,8 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Dataset, Features
+from PIL.Image import Image
 from tqdm import tqdm
 
 from gpu_scaling.dataset import SPLITS, Source
@@ -24,12 +25,11 @@ logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 def decode(source: Source, folder: Path) -> None:
     """Write pixels uint8 (N, 3, 32, 32), labels int64 (N,), and the number of classes."""
     for split in SPLITS:
-        data = load_split(source.dataset, split)
-        [column] = [name for name, kind in data.features.items() if isinstance(kind, Image)]
+        data = load_images(source.dataset, split)
         shape = (len(data), 3, IMAGE_SIZE, IMAGE_SIZE)
         path = folder / f"{split}-images.npy"
         pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-        progress = tqdm(data[column], f"Decoding {split}", disable=None)  # None: on terminals only
+        progress = tqdm(data["image"], f"Decoding {split}", disable=None)  # None: on terminals only
         for row, image in enumerate(progress):
             pixels[row] = to_pixels(image, source.dataset)
         pixels.flush()
@@ -37,7 +37,7 @@ def decode(source: Source, folder: Path) -> None:
     (folder / "classes.json").write_text(json.dumps(data.features["label"].num_classes))
 
 
-def to_pixels(image: "Image", name: str) -> np.ndarray:
+def to_pixels(image: Image, name: str) -> np.ndarray:
     """Return a PIL image as uint8 (3, 32, 32)."""
     pixels = np.asarray(image.convert("RGB"))
     if pixels.shape != (IMAGE_SIZE, IMAGE_SIZE, 3):
@@ -48,11 +48,25 @@ def to_pixels(image: "Image", name: str) -> np.ndarray:
     return pixels.transpose(2, 0, 1)
 
 
-def load_split(dataset: str, split: str) -> Dataset:
+def load_digits() -> Dataset:
+    """Return scikit-learn's 1,797 real handwritten digits in the form of CIFAR-10."""
+    from sklearn.datasets import load_digits as load  # slow to import, seldom needed
+
+    digits = load()
+    enlarged = np.kron(digits.images * (255 / 16), np.ones((4, 4)))  # 8x8, 0..16 -> 32x32, 0..255
+    images = [np.stack([image] * 3, axis=-1) for image in enlarged.astype(np.uint8)]
+    features = Features({"image": datasets.Image(), "label": ClassLabel(names=list("0123456789"))})
+    return Dataset.from_dict({"image": images, "label": digits.target}, features=features)
+
+
+def load_images(dataset: str, split: str) -> Dataset:
     """Load "train" or "test" of the embedded digits, a local folder or a Hub dataset.
 
+    Returns:
+        columns `image` and `label`; the images are not decoded yet.
+
     Raises:
-        RuntimeError: the data cannot be reached, or is not what the network takes.
+        RuntimeError: the data cannot be reached, or is not images with class labels.
     """
     if dataset == "digits":
         return load_digits().train_test_split(test_size=0.2, seed=0)[split]
@@ -65,24 +79,13 @@ def load_split(dataset: str, split: str) -> Dataset:
             "--run-config offline.toml, or set dataset to a local folder. "
             f"({type(error).__name__}: {str(error).splitlines()[0]})"
         ) from None
-    images = [name for name, kind in data.features.items() if isinstance(kind, Image)]
+    images = [name for name, kind in data.features.items() if isinstance(kind, datasets.Image)]
     if not isinstance(data.features.get("label"), ClassLabel) or len(images) != 1:
         raise RuntimeError(
             f"dataset = '{dataset}': needs one column of images and a column 'label' (class "
             f"labels), has {dict(data.features)}"
         )
-    return data
-
-
-def load_digits() -> Dataset:
-    """Return scikit-learn's 1,797 real handwritten digits in the form of CIFAR-10."""
-    from sklearn.datasets import load_digits as load  # slow to import, seldom needed
-
-    digits = load()
-    enlarged = np.kron(digits.images * (255 / 16), np.ones((4, 4)))  # 8x8, 0..16 -> 32x32, 0..255
-    images = [np.stack([image] * 3, axis=-1) for image in enlarged.astype(np.uint8)]
-    features = Features({"img": Image(), "label": ClassLabel(names=list("0123456789"))})
-    return Dataset.from_dict({"img": images, "label": digits.target}, features=features)
+    return data.select_columns([*images, "label"]).rename_columns({images[0]: "image"})
 
 
 def split(source: Source, folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import datasets
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Dataset, Features
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
@@ -133,37 +133,6 @@ def load(dataset: str, split: str) -> Examples:
 
 
 @lru_cache
-def load_split(dataset: str, split: str) -> Dataset:
-    """Load "train" or "test" of the embedded digits, a local folder or a Hub dataset.
-
-    Returns:
-        columns `pixels`, uint8 (3 * 32 * 32,), and `label`.
-
-    Raises:
-        RuntimeError: the data cannot be reached, or is not what the networks take.
-    """
-    if dataset == "digits":
-        data = load_digits().train_test_split(test_size=0.2, seed=0)[split]
-    else:
-        try:
-            data = datasets.load_dataset(dataset, split=split)
-        except Exception as error:  # the Hub's client has no common base class for its errors
-            raise RuntimeError(
-                f"dataset = '{dataset}': cannot load its '{split}' split; no such folder, no such "
-                "dataset on the Hub, or the Hub cannot be reached. Without a network use "
-                "--run-config offline.toml, or set dataset to a local folder. "
-                f"({type(error).__name__}: {str(error).splitlines()[0]})"
-            ) from None
-    images = [name for name, kind in data.features.items() if isinstance(kind, Image)]
-    if not isinstance(data.features.get("label"), ClassLabel) or len(images) != 1:
-        raise RuntimeError(
-            f"dataset = '{dataset}': needs one column of images and a column 'label' (class "
-            f"labels), has {dict(data.features)}"
-        )
-    return decode(data, images[0], dataset)
-
-
-@lru_cache
 def load_digits() -> Dataset:
     """Return scikit-learn's 1,797 real handwritten digits in the form of CIFAR-10."""
     from sklearn.datasets import load_digits as load  # slow to import, seldom needed
@@ -171,11 +140,46 @@ def load_digits() -> Dataset:
     digits = load()
     enlarged = np.kron(digits.images * (255 / 16), np.ones((4, 4)))  # 8x8, 0..16 -> 32x32, 0..255
     images = [np.stack([image] * 3, axis=-1) for image in enlarged.astype(np.uint8)]
-    features = Features({"img": Image(), "label": ClassLabel(names=list("0123456789"))})
-    return Dataset.from_dict({"img": images, "label": digits.target}, features=features)
+    features = Features({"image": datasets.Image(), "label": ClassLabel(names=list("0123456789"))})
+    return Dataset.from_dict({"image": images, "label": digits.target}, features=features)
 
 
-def decode(data: Dataset, column: str, name: str) -> Dataset:
+def load_images(dataset: str, split: str) -> Dataset:
+    """Load "train" or "test" of the embedded digits, a local folder or a Hub dataset.
+
+    Returns:
+        columns `image` and `label`; the images are not decoded yet.
+
+    Raises:
+        RuntimeError: the data cannot be reached, or is not images with class labels.
+    """
+    if dataset == "digits":
+        return load_digits().train_test_split(test_size=0.2, seed=0)[split]
+    try:
+        data = datasets.load_dataset(dataset, split=split)
+    except Exception as error:  # the Hub's client has no common base class for its errors
+        raise RuntimeError(
+            f"dataset = '{dataset}': cannot load its '{split}' split; no such folder, no such "
+            "dataset on the Hub, or the Hub cannot be reached. Without a network use "
+            "--run-config offline.toml, or set dataset to a local folder. "
+            f"({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from None
+    images = [name for name, kind in data.features.items() if isinstance(kind, datasets.Image)]
+    if not isinstance(data.features.get("label"), ClassLabel) or len(images) != 1:
+        raise RuntimeError(
+            f"dataset = '{dataset}': needs one column of images and a column 'label' (class "
+            f"labels), has {dict(data.features)}"
+        )
+    return data.select_columns([*images, "label"]).rename_columns({images[0]: "image"})
+
+
+@lru_cache
+def load_split(dataset: str, split: str) -> Dataset:
+    """Return the split's columns `pixels`, uint8 (3 * 32 * 32,), and `label`."""
+    return decode(load_images(dataset, split), dataset)
+
+
+def decode(data: Dataset, name: str) -> Dataset:
     """Replace the column of images by one of pixels.
 
     This happens once for each machine: the result stays in the cache of `datasets`, from where
@@ -183,7 +187,7 @@ def decode(data: Dataset, column: str, name: str) -> Dataset:
     """
 
     def to_bytes(batch: dict[str, list]) -> dict[str, list]:
-        images = [np.asarray(image.convert("RGB")) for image in batch[column]]
+        images = [np.asarray(image.convert("RGB")) for image in batch["image"]]
         for image in images:
             if image.shape != (IMAGE_SIZE, IMAGE_SIZE, 3):
                 raise RuntimeError(
@@ -194,9 +198,8 @@ def decode(data: Dataset, column: str, name: str) -> Dataset:
 
     pixels = datasets.List(datasets.Value("uint8"), length=3 * IMAGE_SIZE**2)
     features = Features({"pixels": pixels, "label": data.features["label"]})
-    others = [other for other in data.column_names if other != "label"]
     return data.map(
-        to_bytes, batched=True, remove_columns=others, features=features, desc="Decoding"
+        to_bytes, batched=True, remove_columns="image", features=features, desc="Decoding"
     )
 
 

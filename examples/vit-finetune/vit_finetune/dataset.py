@@ -95,35 +95,39 @@ def load_digits() -> Dataset:
     return Dataset.from_dict({"image": images, "label": digits.target}, features=features)
 
 
-@lru_cache
-def load_split(dataset: str, split: str) -> Dataset:
+def load_images(dataset: str, split: str) -> Dataset:
     """Load "train" or "test" of the embedded digits, a local folder or a Hub dataset.
+
+    Returns:
+        columns `image` and `label`; the images are not decoded yet.
 
     Raises:
         RuntimeError: the data cannot be reached, or is not images with class labels.
     """
     if dataset == "digits":
-        data = load_digits().train_test_split(test_size=0.2, seed=0)[split]
-    else:
-        try:
-            data = datasets.load_dataset(dataset, split=split)
-        except Exception as error:  # the Hub's client has no common base class for its errors
-            raise RuntimeError(
-                f"dataset = '{dataset}': cannot load its '{split}' split; no such folder, no such "
-                "dataset on the Hub, or the Hub cannot be reached. Without a network use "
-                "--run-config offline.toml, or set dataset to a local folder. "
-                f"({type(error).__name__}: {str(error).splitlines()[0]})"
-            ) from None
-    features = data.features
-    if not isinstance(features.get("label"), ClassLabel) or not isinstance(
-        features.get("image"), datasets.Image
-    ):
+        return load_digits().train_test_split(test_size=0.2, seed=0)[split]
+    try:
+        data = datasets.load_dataset(dataset, split=split)
+    except Exception as error:  # the Hub's client has no common base class for its errors
         raise RuntimeError(
-            f"dataset = '{dataset}': needs the columns 'image' (images) and 'label' (class "
-            f"labels), has {dict(features)}"
+            f"dataset = '{dataset}': cannot load its '{split}' split; no such folder, no such "
+            "dataset on the Hub, or the Hub cannot be reached. Without a network use "
+            "--run-config offline.toml, or set dataset to a local folder. "
+            f"({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from None
+    images = [name for name, kind in data.features.items() if isinstance(kind, datasets.Image)]
+    if not isinstance(data.features.get("label"), ClassLabel) or len(images) != 1:
+        raise RuntimeError(
+            f"dataset = '{dataset}': needs one column of images and a column 'label' (class "
+            f"labels), has {dict(data.features)}"
         )
-    data = data.select_columns(["image", "label"])
-    return data.cast_column("image", datasets.Image(decode=False))
+    return data.select_columns([*images, "label"]).rename_columns({images[0]: "image"})
+
+
+@lru_cache
+def load_split(dataset: str, split: str) -> Dataset:
+    """Return the split's columns `image`, as encoded, and `label`."""
+    return load_images(dataset, split).cast_column("image", datasets.Image(decode=False))
 
 
 def to_images(data: Dataset, dataset: str) -> Images:
