@@ -11,6 +11,9 @@ UV = $(shell command -v uv || echo $(BIN)/uv)
 EXAMPLES := $(notdir $(wildcard examples/*))
 INSTALLED := $(VENV)/.installed
 ANY_PYTHON = $(firstword $(wildcard $(BIN)/python) $(PYTHON))
+# Once more what fails: of several Ray clusters that start at once, one sometimes does not.
+PYTEST = OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup \
+	--no-loadscope-reorder --reruns 1
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,10 +31,11 @@ new: ## copy an example out as your own app: make new FROM=vit-finetune TO=../my
 doctor: ## see whether this machine has what the examples need, and what to do where not
 	@$(ANY_PYTHON) tools/doctor.py
 
-# Once more what fails: of several Ray clusters that start at once, one sometimes does not.
-test: check ## lint, then all tests: what CI runs
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup \
-		--no-loadscope-reorder --reruns 1 tests
+test: check ## lint, then test: what CI runs
+	@$(PYTEST) -m "not thorough" tests
+
+test-all: check ## the same with the thorough tests, twice as long
+	@$(PYTEST) tests
 
 test-latest: $(INSTALLED) ## run the examples offline on the newest flwr, beside the pinned one (EXAMPLE=)
 	@$(BIN)/python tools/newest_flower.py $(if $(filter file,$(origin EXAMPLE)),,$(EXAMPLE))
@@ -74,4 +78,4 @@ $(INSTALLED): pyproject.toml constraints.txt $(wildcard examples/*/pyproject.tom
 		$(foreach example,$(EXAMPLES),--editable examples/$(example)[test])
 	@touch $@
 
-.PHONY: help run federation new doctor test test-latest check format bench check-gpu results lock clean install
+.PHONY: help run federation new doctor test test-all test-latest check format bench check-gpu results lock clean install

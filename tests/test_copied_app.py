@@ -28,11 +28,11 @@ def call(command: list, folder: Path, **changes: str) -> str:
 
 @pytest.mark.flaky(reruns=0)  # its own tests are run once more where they fail
 @pytest.mark.parametrize("example", example_names())
-def test_new_app_passes_its_tests_alone(example, tmp_path):
+def test_new_app_passes_its_tests_alone(example, request, tmp_path):
     """Among them is the offline run, with the figure that the README promises.
 
-    This is where `make test` runs the examples' tests: here they also show that an example needs
-    nothing but what its own pyproject.toml names.
+    This is where `make test` runs the examples' tests, and `make test-all` the thorough ones, too:
+    here they also show that an example needs nothing but what its own pyproject.toml names.
     """
     app, venv, uv = tmp_path / "my-own-app", tmp_path / "venv", BIN / "uv"
     call([sys.executable, ROOT / "tools" / "new_app.py", example, app], tmp_path)
@@ -43,7 +43,8 @@ def test_new_app_passes_its_tests_alone(example, tmp_path):
     changes = {"XDG_CACHE_HOME": str(tmp_path / "cache")}  # as empty as its user's
     if data := os.environ.get("FLOWER_EXAMPLES_DATA"):
         changes["MY_OWN_APP_DATA"] = str(Path(data).resolve())
-    told = call([venv / "bin" / "python", "-m", "pytest", "-ra", "--reruns", "1"], app, **changes)
+    command = [venv / "bin" / "python", "-m", "pytest", "-ra", "--reruns", "1"]
+    told = call([*command, "-m", request.config.option.markexpr], app, **changes)
     print(told)
     assert " passed" in told.splitlines()[-1]
     assert str(ROOT) not in told

@@ -32,7 +32,12 @@ def left_by_flower(app: Path) -> list[Path]:
     return sorted(path for path in app.rglob("*") if path.name in (".flwr", "superlink.db"))
 
 
-@pytest.mark.parametrize("example", example_names())
+# Other tests start federations of the rest.
+FEW = ["vit-finetune", "advanced-pytorch"]
+REST = [pytest.param(n, marks=pytest.mark.thorough) for n in example_names() if n not in FEW]
+
+
+@pytest.mark.parametrize("example", [*FEW, *REST])
 def test_each_example_gives_what_the_simulation_gives(example, tmp_path):
     app, folder = ROOT / "examples" / example, tmp_path / "federation"
     before = left_by_flower(app)

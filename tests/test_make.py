@@ -34,6 +34,7 @@ def test_help_lists_every_target_with_one_line():
         "new",
         "doctor",
         "test",
+        "test-all",
         "test-latest",
         "check",
         "bench",
@@ -53,7 +54,7 @@ def test_ci_calls_make_and_nothing_else():
         "actions/setup-python",
     }
     commands = [step["run"] for step in steps if "run" in step]
-    assert commands == ["make test", "make test-latest"]
+    assert commands == ["make test", "make test-all", "make test-latest"]
     assert (ROOT / ".ci" / "run").read_text().endswith("\nmake test\n")
 
 
@@ -94,9 +95,17 @@ def test_check_gpu_says_why_it_is_skipped():
 @pytest.mark.parametrize(
     ("script", "line"),
     [
-        ("vit_finetune_gpu.py", "vit_b_16, precision bfloat16, batch 4, images_a_second"),
-        ("flowertune_llm_gpu.py", "precision 8-bit, tokens_a_second"),
         ("gpu_scaling_gpu.py", "workers 2, steps_a_second"),
+        pytest.param(
+            "vit_finetune_gpu.py",
+            "vit_b_16, precision bfloat16, batch 4, images_a_second",
+            marks=pytest.mark.thorough,
+        ),
+        pytest.param(
+            "flowertune_llm_gpu.py",
+            "precision 8-bit, tokens_a_second",
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
 def test_gpu_check_runs_small_without_a_gpu(script, line):

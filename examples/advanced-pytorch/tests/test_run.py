@@ -149,6 +149,7 @@ def test_bad_clients_cost_only_their_own_contribution(faulty_app, tmp_path):
     assert history[2]["evaluate_metrics_serverapp"]["loss"] < 10
 
 
+@pytest.mark.thorough
 def test_too_few_replies_end_the_run_and_lose_nothing(faulty_app, tmp_path):
     settings = {"num_server_rounds": 3, "fraction_train": 1.0}
     config = offline(**settings, min_replies=3)

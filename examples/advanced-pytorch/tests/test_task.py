@@ -6,7 +6,7 @@ from pytorch_example import task
 from torch import nn
 
 DIGITS = {"alpha": 1.0, "min_partition_size": 8, "test_fraction": 0.2, "seed": 42}
-HYPERPARAMETERS = {"epochs": 2, "batch_size": 8, "learning_rate": 0.1, "momentum": 0.5, "seed": 7}
+HYPERPARAMETERS = {"epochs": 2, "batch_size": 8, "learning_rate": 0.03, "momentum": 0.5, "seed": 7}
 
 
 def load(partition_id: int, num_partitions: int = 10) -> tuple[task.Examples, task.Examples]:

@@ -80,7 +80,10 @@ def assert_mean(result: Path, folders: list[Path], dtype: torch.dtype) -> None:
         )
 
 
-@pytest.mark.parametrize("name", DTYPES)
+OTHERS = [pytest.param(n, marks=pytest.mark.thorough) for n in DTYPES if n != "bfloat16"]
+
+
+@pytest.mark.parametrize("name", ["bfloat16", *OTHERS])
 def test_slices_make_the_mean_of_all_models(name, tmp_path):
     folders = save_models(tmp_path, DTYPES[name])
     done = run(command(tmp_path), tmp_path)
@@ -96,6 +99,7 @@ def test_slices_make_the_mean_of_all_models(name, tmp_path):
     assert "Nothing is trained: one round" in done.stdout
 
 
+@pytest.mark.thorough
 def test_all_at_once_makes_the_same(tmp_path):
     folders = save_models(tmp_path, torch.bfloat16)
     done = run(command(tmp_path, aggregation__mode="all_at_once"), tmp_path)
@@ -231,6 +235,7 @@ def test_trained_models_are_averaged_over_rounds(small, tmp_path):
     assert (only_run(tmp_path) / "model_2" / "tokenizer.json").is_file()
 
 
+@pytest.mark.thorough
 def test_long_adapters_travel_in_slices(small, tmp_path):
     """An adapter of several slices; whole in one message it gives the same loss."""
     small |= {"model.lora.peft-lora-r": 2000, "model.lora.peft-lora-alpha": 2000}

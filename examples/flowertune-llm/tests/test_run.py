@@ -77,6 +77,7 @@ def test_adapter_for_another_model_is_refused(finished, small_model):
     assert "adapter_config.json is missing; give a folder peft_<round>" in done.stdout
 
 
+@pytest.mark.thorough
 def test_killed_and_resumed_gives_the_same_results(small, tmp_path):
     """SIGKILL in the middle of a round; then resume, in the same folder, to the end."""
     small |= {"num-server-rounds": 4, "train.evaluate-every-round": 1, "wandb.mode": "offline"}
@@ -102,6 +103,7 @@ def test_killed_and_resumed_gives_the_same_results(small, tmp_path):
     assert all((one[name] == other[name]).all() for name in one)
 
 
+@pytest.mark.thorough
 def test_bad_value_ends_the_run_before_it_starts(small, tmp_path):
     small |= {"model.prompt-template": "llama"}
     done = run(simulation(APP, as_run_config(small)), tmp_path)

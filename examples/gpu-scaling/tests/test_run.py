@@ -125,6 +125,7 @@ def test_workers_that_die_cost_their_clients_step_only(tmp_path, monkeypatch):
     assert trained == [0, 4, 5]
 
 
+@pytest.mark.thorough
 def test_bad_value_ends_the_run_before_it_starts(tmp_path):
     done = run(simulation(APP, offline(memory_share=2.0), nodes=2), tmp_path)
     assert done.returncode != 0

@@ -93,6 +93,7 @@ def test_centralised_and_federated_are_the_same_training(tmp_path):
         torch.testing.assert_close(value, model[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_killed_and_resumed_gives_the_same_results(finished, tmp_path):
     """SIGKILL in the middle of a round; then resume, in the same folder."""
     command = simulation(APP, str(APP / "offline.toml"))
@@ -106,6 +107,7 @@ def test_killed_and_resumed_gives_the_same_results(finished, tmp_path):
     assert results(tmp_path) == results(finished[0])[:6]
 
 
+@pytest.mark.thorough
 def test_bad_value_ends_the_run_before_it_starts(tmp_path):
     done = run(simulation(APP, offline(momentum=2.0)), tmp_path)
     assert done.returncode != 0
@@ -113,6 +115,7 @@ def test_bad_value_ends_the_run_before_it_starts(tmp_path):
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.thorough
 def test_bad_clients_cost_their_contribution_and_too_few_end_the_run(tmp_path, monkeypatch):
     """Of six clients four misbehave: with min-replies 2 the run goes on, with 3 it ends."""
     app = faulty_copy(tmp_path)

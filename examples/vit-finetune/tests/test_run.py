@@ -113,6 +113,7 @@ def test_model_file_fits_torchvision(finished):
     assert accuracy == pytest.approx(best, abs=0.003)  # one image: bfloat16 differs by batch
 
 
+@pytest.mark.thorough
 def test_killed_and_resumed_gives_the_same_results(finished, tmp_path):
     """SIGKILL in the middle of a round; then resume, in the same folder."""
     command = simulation(APP, str(APP / "offline.toml"))
@@ -127,6 +128,7 @@ def test_killed_and_resumed_gives_the_same_results(finished, tmp_path):
     assert results(tmp_path) == results(finished[0])[:6]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
