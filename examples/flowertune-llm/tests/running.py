@@ -46,6 +46,8 @@ def simulation(app: Path, run_config: str, nodes: int = NODES) -> list[str]:
 def environment(folder: Path) -> dict[str, str]:
     """Mark all processes that come of a command by the folder in which it was given."""
     own = {"FLWR_TELEMETRY_ENABLED": "0", "TEST_FOLDER": str(folder)}
+    # Threads that spin while they wait slow each other down a hundredfold on few cores.
+    own |= {"OMP_WAIT_POLICY": "PASSIVE"}
     return os.environ | own | {"PATH": f"{BIN}:{os.environ['PATH']}"}
 
 
