@@ -66,6 +66,7 @@ clean: ## remove the environment, caches and what runs wrote
 	rm -rf $(VENV) .federations .newest-flower outputs examples/*/outputs .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
+# Compiled at once: where PYTHONDONTWRITEBYTECODE is set, each process would do so at each start.
 install: $(INSTALLED) ## make .venv with everything the tests ran with
 
 $(INSTALLED): pyproject.toml constraints.txt $(wildcard examples/*/pyproject.toml)
@@ -73,7 +74,8 @@ $(INSTALLED): pyproject.toml constraints.txt $(wildcard examples/*/pyproject.tom
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@command -v uv > /dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
 	@echo "Installing into $(VENV) (PyTorch is large; this is done once) ..."
-	@$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt \
+	@$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python \
+		--constraint constraints.txt \
 		--build-constraint constraints.txt --requirement pyproject.toml --group dev \
 		$(foreach example,$(EXAMPLES),--editable examples/$(example)[test])
 	@touch $@

@@ -244,7 +244,8 @@ def environment(folder: Path) -> Path:
 
 
 def install(python: Path, packages: list[str], *options: str) -> None:
-    words = [UV, "pip", "install", "--python", python, *options, *packages]
+    # Compiled, as pip leaves it: what is not may be compiled at each start of each process.
+    words = [UV, "pip", "install", "--compile-bytecode", "--python", python, *options, *packages]
     subprocess.run([str(word) for word in words], check=True)
 
 

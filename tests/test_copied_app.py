@@ -38,7 +38,8 @@ def test_new_app_passes_its_tests_alone(example, request, tmp_path):
     call([sys.executable, ROOT / "tools" / "new_app.py", example, app], tmp_path)
     call([uv, "venv", "--quiet", "--seed", "--python", sys.executable, venv], app)
     python = ["--python", venv / "bin" / "python", "-c", ROOT / "constraints.txt"]
-    call([uv, "pip", "install", "--quiet", *python, "-e", ".[test]", "pytest-rerunfailures"], app)
+    install = [uv, "pip", "install", "--quiet", "--compile-bytecode", *python]
+    call([*install, "-e", ".[test]", "pytest-rerunfailures"], app)
 
     changes = {"XDG_CACHE_HOME": str(tmp_path / "cache")}  # as empty as its user's
     if data := os.environ.get("FLOWER_EXAMPLES_DATA"):

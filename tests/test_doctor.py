@@ -38,7 +38,7 @@ def test_this_machine_can_run_the_examples(doctor):
     status, lines = doctor()
     assert list(lines) == list(CHECKS)
     assert status == 0, lines
-    for subject in ("Python", "Flower", "Examples", "Versions", "Ray cluster"):
+    for subject in ("Python", "Flower", "Examples", "Versions", "Bytecode", "Ray cluster"):
         assert lines[subject].startswith("ok "), lines[subject]
     assert "sees none" in lines["GPU"]  # for this test shows it none
     assert "everything runs on the CPU" in lines["GPU"]
@@ -91,6 +91,17 @@ def test_an_empty_environment_is_told_what_to_do(doctor, tmp_path):
     for subject in ("Flower", "Examples", "GPU"):
         assert lines[subject].startswith("STOP ")
         assert "`make install`" in lines[subject]
+
+
+def test_compiling_at_each_start_is_named(doctor, tmp_path):
+    """With an empty folder for what is compiled, into which nothing may be written."""
+    nowhere = {"PYTHONPYCACHEPREFIX": str(tmp_path / "compiled")}
+    status, lines = doctor(**nowhere, PYTHONDONTWRITEBYTECODE="1")
+    assert status == 0
+    assert lines["Bytecode"].startswith("mind ")
+    assert "python -m compileall -q /" in lines["Bytecode"]
+    _, lines = doctor(**nowhere, PYTHONDONTWRITEBYTECODE="")
+    assert lines["Bytecode"].startswith("ok ")
 
 
 def test_what_the_environment_says_of_the_network(doctor):

@@ -6,6 +6,7 @@ then, the exit status is 1. Needs Python and no packages, for these may be what 
 
 from __future__ import annotations  # an old Python shall get as far as being told that it is old
 
+import importlib.util
 import os
 import re
 import shutil
@@ -150,6 +151,23 @@ def version(name: str) -> str | None:
         return None
 
 
+def bytecode() -> Finding:
+    """See whether Python may keep what it compiles, if PyTorch is not compiled yet."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None:
+        return Finding(OK, "nothing to compile yet")
+    if Path(importlib.util.cache_from_source(spec.origin)).exists():
+        return Finding(OK, "packages are compiled")
+    if not sys.dont_write_bytecode:
+        return Finding(OK, "packages are compiled when they are first imported")
+    packages = Path(spec.origin).parents[1]
+    return Finding(
+        MIND,
+        "PYTHONDONTWRITEBYTECODE is set, so each process compiles all that it imports anew, and "
+        f"starts three times as slowly: unset it, or `python -m compileall -q {packages}`",
+    )
+
+
 def gpu() -> Finding:
     try:
         import torch
@@ -260,6 +278,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "Cores": cores,
     "Memory": memory,
     "Disk": disk,
+    "Bytecode": bytecode,
     "GPU": gpu,
     "Ray cluster": ray_cluster,
     "Flower's folder": flower_home,

@@ -86,7 +86,8 @@ class NewestFlower:
             "--build-constraint",
             ROOT / "constraints.txt",
         ]
-        uv("pip", "install", "--python", self.bin / "python", *constraints, *editable)
+        options = ["--compile-bytecode", "--python", self.bin / "python", *constraints]
+        uv("pip", "install", *options, *editable)
 
     def moved(self) -> dict[str, tuple[str, str]]:
         """Return the versions, pinned and here, of the packages in which they differ."""
