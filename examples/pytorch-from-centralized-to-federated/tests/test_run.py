@@ -85,12 +85,15 @@ def test_centralised_and_federated_are_the_same_training(tmp_path):
     assert federated["loss"] == pytest.approx(float(loss), abs=1e-3)
     assert federated["accuracy"] == pytest.approx(float(accuracy), abs=0.003)  # an image
 
-    network = task.build("compact", 10, 42)
+    network, start = (task.build("compact", 10, 42) for _ in range(2))
     settings = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "momentum": 0.9}
     task.train(network, task.load("digits", "train"), **settings, seed=task.derive_seed(42))
     model = safetensors.torch.load_file(only_run(tmp_path) / "model.safetensors")
     for name, value in network.state_dict().items():
-        torch.testing.assert_close(value, model[name], rtol=1e-4, atol=1e-5)
+        # Another number of threads rounds differently, which makes up to 2 % of what was learnt;
+        # another order of the images makes half of it, and more.
+        learnt = (value - start.state_dict()[name]).norm()
+        assert (value - model[name]).norm() < 0.05 * learnt
 
 
 @pytest.mark.thorough
