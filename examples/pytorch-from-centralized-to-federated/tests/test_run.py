@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-import torch
 from centralized_to_federated import task
 
 from .running import (
