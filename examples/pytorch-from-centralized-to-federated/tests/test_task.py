@@ -71,12 +71,12 @@ def test_unreachable_hub_is_one_line_with_the_way_out(monkeypatch):
 
 def test_images_of_another_size_are_named():
     features = datasets.Features(
-        {"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
     )
     image = torch.zeros(40, 30, 3, dtype=torch.uint8).numpy()
-    data = datasets.Dataset.from_dict({"img": [image], "label": [1]}, features=features)
+    data = datasets.Dataset.from_dict({"image": [image], "label": [1]}, features=features)
     with pytest.raises(RuntimeError, match=r"an image is 30x40, the networks take 32x32"):
-        task.decode(data, "img", "mine")
+        task.decode(data, "mine")
 
 
 def test_real_cifar(real_data):
