@@ -34,7 +34,7 @@ doctor: ## see whether this machine has what the examples need, and what to do w
 test: check ## lint, then test: what CI runs
 	@$(PYTEST) -m "not thorough" tests
 
-test-all: check ## the same with the thorough tests, twice as long
+test-all: check ## the same with the thorough tests, which take long
 	@$(PYTEST) tests
 
 test-latest: $(INSTALLED) ## run the examples offline on the newest flwr, beside the pinned one (EXAMPLE=)
@@ -66,9 +66,9 @@ clean: ## remove the environment, caches and what runs wrote
 	rm -rf $(VENV) .federations .newest-flower outputs examples/*/outputs .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-# Compiled at once: where PYTHONDONTWRITEBYTECODE is set, each process would do so at each start.
 install: $(INSTALLED) ## make .venv with everything the tests ran with
 
+# Compiled at once: where PYTHONDONTWRITEBYTECODE is set, each process would do so at each start.
 $(INSTALLED): pyproject.toml constraints.txt $(wildcard examples/*/pyproject.toml)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit(f"Python {v[0]}.{v[1]} found, 3.11 to 3.13 needed: make PYTHON=/path/to/python3.12")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
