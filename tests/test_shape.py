@@ -12,6 +12,8 @@ from pathlib import Path
 import federation
 import gpu_scaling.federation
 import pytest
+from centralized_to_federated import task as cifar
+from gpu_scaling import decoding
 from on_this_machine import BIN
 from repository import ROOT, example_folder, example_names, flatten, load_toml, package_of
 
@@ -178,6 +180,10 @@ def test_functions_are_equal(name):
                 texts.append(ast.unparse(node))
     assert len(texts) == FUNCTIONS[name]
     assert len(set(texts)) == 1
+
+
+def test_digits_in_the_form_of_cifar_are_equal():
+    assert inspect.getsource(cifar.load_digits) == inspect.getsource(decoding.load_digits)
 
 
 @pytest.mark.parametrize("copy", ["superlink.py", "executors/orphans.py"])

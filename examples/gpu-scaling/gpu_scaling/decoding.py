@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import warnings
+from functools import lru_cache
 from pathlib import Path
 
 import datasets
@@ -48,6 +49,7 @@ def to_pixels(image: Image, name: str) -> np.ndarray:
     return pixels.transpose(2, 0, 1)
 
 
+@lru_cache
 def load_digits() -> Dataset:
     """Return scikit-learn's 1,797 real handwritten digits in the form of CIFAR-10."""
     from sklearn.datasets import load_digits as load  # slow to import, seldom needed
