@@ -40,7 +40,7 @@ def centralised(dataset: str, network: str, seed: int, config: dict[str, Any]) -
             momentum=config["momentum"],
             seed=task.derive_seed(seed, done + 1),
         )
-        accuracies.append(task.test(model, test)[1])
+        accuracies.append(task.evaluate(model, test)[1])
     return accuracies
 
 

@@ -164,7 +164,7 @@ def bytecode() -> Finding:
     return Finding(
         MIND,
         "PYTHONDONTWRITEBYTECODE is set, so each process compiles all that it imports anew, and "
-        f"starts three times as slowly: unset it, or `python -m compileall -q {packages}`",
+        f"starts much more slowly: unset it, or `python -m compileall -q {packages}`",
     )
 
 

@@ -24,7 +24,7 @@ def main() -> None:
     while flare.is_running():
         received = flare.receive()
         network.load_state_dict(received.params)
-        _, accuracy = task.test(network, test)
+        _, accuracy = task.evaluate(network, test)
         task.train(
             network,
             training,

@@ -62,7 +62,7 @@ class TimedFedAvg(FedAvg):
         """Test the new global model, where FedAvg would save it: at the end of a round."""
         network = self.build()
         network.load_state_dict({k: torch.as_tensor(v) for k, v in model.params.items()})
-        _, accuracy = task.test(network, self.central)
+        _, accuracy = task.evaluate(network, self.central)
         line = {"round": self.current_round + 1, "score": accuracy}
         line |= {"seconds": time.perf_counter() - self.began, "bytes": COUNTED.total - self.bytes}
         print(json.dumps(line), flush=True)

@@ -125,11 +125,11 @@ class Cifar:
 
     def test(self, weights: Weights, client: int) -> None:
         self.network.load_state_dict(weights)
-        self.task.test(self.network, self.data[client][1])
+        self.task.evaluate(self.network, self.data[client][1])
 
     def score(self, weights: Weights) -> float:
         self.network.load_state_dict(weights)
-        return self.task.test(self.network, self.central)[1]
+        return self.task.evaluate(self.network, self.central)[1]
 
 
 class FashionMnist:
@@ -302,11 +302,11 @@ class ManyClients:
 
     def test(self, weights: Weights, client: int) -> None:
         self.network.load_state_dict(weights)
-        self.task.test(self.network, *self.source.load("test", client))
+        self.task.evaluate(self.network, *self.source.load("test", client))
 
     def score(self, weights: Weights) -> float:
         self.network.load_state_dict(weights)
-        return self.task.test(self.network, *self.source.load("test"))[1]
+        return self.task.evaluate(self.network, *self.source.load("test"))[1]
 
 
 JOBS: dict[str, type[Job]] = {

@@ -31,7 +31,7 @@ def main() -> None:
         progress=True,
     )
     print(f"Training loss: {loss:.4f}")
-    loss, accuracy = task.test(network, test)
+    loss, accuracy = task.evaluate(network, test)
     print(f"Test loss: {loss:.4f}, accuracy: {accuracy:.4f}")
 
 

@@ -45,15 +45,7 @@ def load_split(name: str, test_examples: int, seed: int) -> Split:
     if name == "python-docs":
         data = Dataset.from_list(list(python_docs()))
     else:
-        try:
-            data = datasets.load_dataset(name, split="train")
-        except Exception as error:  # the Hub's client has no common base class for its errors
-            raise RuntimeError(
-                f"dataset = '{name}': cannot load its 'train' split; no such folder, no such "
-                "dataset on the Hub, or the Hub cannot be reached. Without a network use "
-                "--run-config offline.toml, or set dataset to a local folder. "
-                f"({type(error).__name__}: {str(error).splitlines()[0]})"
-            ) from None
+        data = load_rows(name, "train")
     if not {"instruction", "output"} <= set(data.column_names):
         raise RuntimeError(
             f"dataset = '{name}': needs the columns 'instruction' and 'output', and may have "
@@ -74,6 +66,23 @@ def load_split(name: str, test_examples: int, seed: int) -> Split:
         )
     parts = answered.train_test_split(test_size=test_examples, seed=seed)
     return Split(parts["train"], parts["test"], len(data) - len(answered))
+
+
+def load_rows(dataset: str, split: str) -> Dataset:
+    """Load a split of a local folder or of a Hub dataset.
+
+    Raises:
+        RuntimeError: it cannot be reached.
+    """
+    try:
+        return datasets.load_dataset(dataset, split=split)
+    except Exception as error:  # the Hub's client has no common base class for its errors
+        raise RuntimeError(
+            f"dataset = '{dataset}': cannot load its '{split}' split; no such folder, no such "
+            "dataset on the Hub, or the Hub cannot be reached. Without a network use "
+            "--run-config offline.toml, or set dataset to a local folder. "
+            f"({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from None
 
 
 def python_docs() -> Iterator[dict[str, str]]:

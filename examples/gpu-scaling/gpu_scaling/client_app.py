@@ -46,7 +46,7 @@ def evaluate(message: Message, context: Context) -> Message:
     """Have the global model tested on the local test data."""
     config, source, partition = prepare(context)
     arrays = to_numpy(message.content["arrays"])
-    loss, accuracy, count = run(context, steps.test, arrays, source, partition, config.threads)
+    loss, accuracy, count = run(context, steps.evaluate, arrays, source, partition, config.threads)
     metrics = {"eval_loss": loss, "eval_acc": accuracy, "num-examples": count}
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 

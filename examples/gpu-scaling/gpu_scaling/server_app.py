@@ -29,7 +29,7 @@ def main(grid: Grid, context: Context) -> None:
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         nonlocal told
-        found = executor.run(steps.test, to_numpy(arrays), source, None, config.threads)
+        found = executor.run(steps.evaluate, to_numpy(arrays), source, None, config.threads)
         if executor.note != told:
             told = executor.note
             log(INFO, "Pool: %s", told)

@@ -55,14 +55,14 @@ def train(
     return to_arrays(network), loss, len(examples.labels)
 
 
-def test(
+def evaluate(
     arrays: Arrays, source: Source, partition: int | None, threads: int
 ) -> tuple[float, float, int]:
     """Test on a client's test data, or on all; return mean loss, accuracy, number of examples."""
     from gpu_scaling import task
 
     examples = source.load("test", partition)
-    loss, accuracy = task.test(to_network(arrays, source, threads), *examples)
+    loss, accuracy = task.evaluate(to_network(arrays, source, threads), *examples)
     return loss, accuracy, len(examples.labels)
 
 
@@ -76,7 +76,7 @@ def warm_up() -> None:
     nothing = np.zeros((2, 3, 32, 32), np.uint8), np.zeros(2, np.int64)
     network = task.build(2, seed=0)
     task.train(network, *nothing, epochs=1, batch_size=2, learning_rate=0.1, momentum=0.1, seed=0)
-    task.test(network, *nothing)
+    task.evaluate(network, *nothing)
 
 
 def to_network(arrays: Arrays, source: Source, threads: int) -> "nn.Module":

@@ -67,7 +67,7 @@ def train(
 
 
 @torch.inference_mode()
-def test(network: nn.Module, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+def evaluate(network: nn.Module, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Return mean loss and accuracy; arguments as for `train`."""
     network.eval()
     totals = torch.zeros(2, device=device())

@@ -51,7 +51,7 @@ def test_every_executor_gives_the_same_result(pool, digits):
     for arrays, *figures in others:
         assert figures == [loss, count]
         assert all(np.array_equal(array, trained[name]) for name, array in arrays.items())
-    tested = [ex.run(steps.test, trained, digits, None, 1) for ex in (pool, Inline())]
+    tested = [ex.run(steps.evaluate, trained, digits, None, 1) for ex in (pool, Inline())]
     assert tested[0] == tested[1]
     assert "each takes up to" in pool.note
 

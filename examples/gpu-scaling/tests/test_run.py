@@ -80,7 +80,7 @@ def test_run_leaves_what_the_readme_says_and_no_process(finished):
     model.load_state_dict(safetensors.torch.load_file(path / "model.safetensors"))
     best = max(entry["evaluate_metrics_serverapp"]["accuracy"] for entry in history)
     test = Source("digits", 0, "iid", 1.0, 1, 0).load("test")
-    assert task.test(model, *test)[1] == pytest.approx(best, abs=1e-6)
+    assert task.evaluate(model, *test)[1] == pytest.approx(best, abs=1e-6)
     assert nothing_left(folder)
 
 

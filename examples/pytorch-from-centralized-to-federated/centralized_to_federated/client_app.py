@@ -40,7 +40,7 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Test the global model on the local test data."""
     _, (_, data), network = prepare(message, context)
-    loss, accuracy = task.test(network, data)
+    loss, accuracy = task.evaluate(network, data)
     metrics = {"eval_loss": loss, "eval_acc": accuracy, "num-examples": len(data.labels)}
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 

@@ -22,7 +22,7 @@ def main(grid: Grid, context: Context) -> None:
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         network.load_state_dict(arrays.to_torch_state_dict())
-        loss, accuracy = task.test(network, test_data)
+        loss, accuracy = task.evaluate(network, test_data)
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 
     with open_run(config, state) as run:

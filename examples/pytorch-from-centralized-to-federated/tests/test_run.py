@@ -68,7 +68,7 @@ def test_run_leaves_what_the_readme_says(finished):
     model = task.build("compact", 10, 0)
     model.load_state_dict(safetensors.torch.load_file(path / "model.safetensors"))
     best = max(entry["evaluate_metrics_serverapp"]["accuracy"] for entry in history)
-    assert task.test(model, task.load("digits", "test"))[1] == pytest.approx(best, abs=1e-6)
+    assert task.evaluate(model, task.load("digits", "test"))[1] == pytest.approx(best, abs=1e-6)
 
 
 def test_centralised_and_federated_are_the_same_training(tmp_path):

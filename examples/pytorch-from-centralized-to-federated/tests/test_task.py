@@ -58,7 +58,7 @@ def test_training_repeats_exactly_and_learns():
         weights.append(network[0].weight.detach().clone())
     assert torch.equal(*weights)
     assert loss < 0.6
-    assert task.test(network, task.load("digits", "test"))[1] > 0.9
+    assert task.evaluate(network, task.load("digits", "test"))[1] > 0.9
 
 
 def test_unreachable_hub_is_one_line_with_the_way_out(monkeypatch):

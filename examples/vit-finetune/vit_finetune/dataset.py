@@ -95,6 +95,23 @@ def load_digits() -> Dataset:
     return Dataset.from_dict({"image": images, "label": digits.target}, features=features)
 
 
+def load_rows(dataset: str, split: str) -> Dataset:
+    """Load a split of a local folder or of a Hub dataset.
+
+    Raises:
+        RuntimeError: it cannot be reached.
+    """
+    try:
+        return datasets.load_dataset(dataset, split=split)
+    except Exception as error:  # the Hub's client has no common base class for its errors
+        raise RuntimeError(
+            f"dataset = '{dataset}': cannot load its '{split}' split; no such folder, no such "
+            "dataset on the Hub, or the Hub cannot be reached. Without a network use "
+            "--run-config offline.toml, or set dataset to a local folder. "
+            f"({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from None
+
+
 def load_images(dataset: str, split: str) -> Dataset:
     """Load "train" or "test" of the embedded digits, a local folder or a Hub dataset.
 
@@ -106,15 +123,7 @@ def load_images(dataset: str, split: str) -> Dataset:
     """
     if dataset == "digits":
         return load_digits().train_test_split(test_size=0.2, seed=0)[split]
-    try:
-        data = datasets.load_dataset(dataset, split=split)
-    except Exception as error:  # the Hub's client has no common base class for its errors
-        raise RuntimeError(
-            f"dataset = '{dataset}': cannot load its '{split}' split; no such folder, no such "
-            "dataset on the Hub, or the Hub cannot be reached. Without a network use "
-            "--run-config offline.toml, or set dataset to a local folder. "
-            f"({type(error).__name__}: {str(error).splitlines()[0]})"
-        ) from None
+    data = load_rows(dataset, split)
     images = [name for name, kind in data.features.items() if isinstance(kind, datasets.Image)]
     if not isinstance(data.features.get("label"), ClassLabel) or len(images) != 1:
         raise RuntimeError(

@@ -10,19 +10,19 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.common import log
 from flwr.common.serde import recorddict_to_proto
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvgM
 from tqdm import tqdm
 
 from vit_finetune import task
 from vit_finetune.checkpoint import RunState
 from vit_finetune.config import Config
+from vit_finetune.momentum import step
 from vit_finetune.replies import collect, one_line, to_numpy, to_record
 from vit_finetune.rounds import Rounds, TooFewReplies
 
 EXTRACT = f"{MessageType.QUERY}.extract"
 
 
-class HeadFedAvg(Rounds, FedAvgM):
+class HeadFedAvg(Rounds):
     """FedAvg with server momentum (Hsu et al. 2019) over clients that first extract features.
 
     Source: https://arxiv.org/abs/1909.06335
@@ -40,14 +40,9 @@ class HeadFedAvg(Rounds, FedAvgM):
             on_round_end,
             fraction_train=config.fraction_train,
             fraction_evaluate=config.fraction_evaluate if config.test_fraction > 0 else 0.0,
-            server_learning_rate=config.server_learning_rate,
-            server_momentum=config.server_momentum,
         )
         self.prepared: dict[int, int] = {}  # images skipped, by partition whose features are ready
         self.bytes: dict[str, list[int]] = {"down": [], "up": []}  # of this round's training
-        if velocity := [v for k, v in sorted(state.server.items()) if k.startswith("velocity/")]:
-            self.momentum_vector = velocity
-            self.current_arrays = to_record(state.arrays)
 
     def begin(self, grid: Grid) -> None:
         """Compute the head that starts in closed form: each client adds its sums."""
@@ -65,8 +60,6 @@ class HeadFedAvg(Rounds, FedAvgM):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Send the head to a sample of the clients, whose features are ready by then."""
-        if self.current_arrays is None:
-            self.current_arrays = arrays
         messages = list(super().configure_train(server_round, arrays, config, grid))
         self.bytes["down"] = [content_size(message) for message in messages]
         return messages
@@ -79,7 +72,8 @@ class HeadFedAvg(Rounds, FedAvgM):
         return {p: node for p, node in sampled.items() if p in self.prepared}
 
     def content(self, partition: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
-        statistics = {k: v for k, v in self.state.server.items() if not k.startswith("velocity/")}
+        velocities = self.state.arrays.keys()
+        statistics = {k: v for k, v in self.state.server.items() if k not in velocities}
         content = super().content(partition, arrays, config)
         content["statistics"] = to_record(statistics)
         return content
@@ -170,10 +164,12 @@ class HeadFedAvg(Rounds, FedAvgM):
         """Average the good heads and step towards the average."""
         replies = list(replies)
         self.bytes["up"] = [content_size(reply) for reply in replies if not reply.has_error()]
-        arrays, metrics = super().aggregate_train(server_round, replies)
-        for i, velocity in enumerate(self.momentum_vector or []):
-            self.state.server[f"velocity/{i}"] = velocity
-        return arrays, metrics
+        average, metrics = super().aggregate_train(server_round, replies)
+        server, momentum = self.state.server, self.config.server_momentum
+        moved = step(
+            self.state.arrays, to_numpy(average), server, momentum, self.config.server_learning_rate
+        )
+        return to_record(moved), metrics
 
     def note(self, partition: int, phase: str, content: RecordDict) -> None:
         self.clients.setdefault(partition, {"skipped_images": self.prepared[partition]})
