@@ -126,6 +126,8 @@ def examples() -> Finding:
 
 def versions() -> Finding:
     """Compare what is installed with what the tests ran with."""
+    if version("flwr") is None:
+        return Finding(OK, "nothing to compare yet")
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     tested: dict[str, set[str]] = {}
     for name, number in (re.match(r"([^=]+)==([^ ]+)", line).groups() for line in lines):
@@ -171,6 +173,8 @@ def bytecode() -> Finding:
 def gpu() -> Finding:
     try:
         import torch
+    except ModuleNotFoundError:
+        return Finding(MIND, "not known before PyTorch is installed; the examples need none")
     except Exception as error:  # a damaged installation may raise anything
         return Finding(STOP, f"PyTorch cannot be imported ({error}): {INSTALL}")
     if torch.cuda.is_available():

@@ -23,7 +23,7 @@ LONGEST = 32  # newer Flower refuses longer names
 PUBLISHER = "your-name"
 # Of what is generated in a README, the parts made from the app's own files, not from results/.
 OWN_PARTS = ("settings", "code", "addition")
-FIRST_SECTION = "\n## Run it in one minute, offline\n"  # before it: what we teach and measured
+FIRST_SECTION = "\n## Run it offline\n"  # before it: what we teach and measured
 # Where a README speaks of the repository, or of its figures.
 REWORDED = {
     r"(\*\*TLS and authentication\.\*\*) In a clone of .*? In short: s": r"\1 S",
@@ -143,6 +143,7 @@ def make(example: Path, target: Path, publisher: str) -> None:
         for path in app.rglob("*"):
             if path.is_file():
                 path.write_text(rename(path.read_text()))
+        shutil.copy(ROOT / "LICENSE", app)
         app.rename(target)
 
 

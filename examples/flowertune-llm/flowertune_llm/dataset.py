@@ -80,7 +80,7 @@ def load_rows(dataset: str, split: str) -> Dataset:
         raise RuntimeError(
             f"dataset = '{dataset}': cannot load its '{split}' split; no such folder, no such "
             "dataset on the Hub, or the Hub cannot be reached. Without a network use "
-            "--run-config offline.toml, or set dataset to a local folder. "
+            "the dataset of offline.toml, or a local folder. "
             f"({type(error).__name__}: {str(error).splitlines()[0]})"
         ) from None
 

@@ -25,6 +25,6 @@ def shown(main: Main) -> Main:
         try:
             main(grid, context)
         except RuntimeError as error:
-            raise RunFailed(str(error)) from error
+            raise RunFailed(str(error)).with_traceback(error.__traceback__) from None
 
     return wrapped
