@@ -92,6 +92,14 @@ def test_readme_is_that_of_the_app(example, tmp_path):
         assert link.startswith("http") or (tmp_path / NAME / link).exists()
 
 
+def test_a_name_that_holds_the_examples_is_given_once(tmp_path):
+    app = tmp_path / "my-vit-finetune"
+    assert new_app("vit-finetune", app).returncode == 0
+    assert (app / "README.md").read_text().startswith("# my-vit-finetune\n")
+    assert load_toml(app / "pyproject.toml")["project"]["name"] == "my-vit-finetune"
+    assert not [p for p in app.rglob("*") if p.is_file() and re.search("my[-_]my", p.read_text())]
+
+
 @pytest.mark.parametrize(
     ("example", "target", "why"),
     [

@@ -21,11 +21,12 @@ from repository import ROOT, example_names, load_toml, package_of
 NAME = r"[a-z][a-z0-9]*(-[a-z0-9]+)*"
 LONGEST = 32  # newer Flower refuses longer names
 PUBLISHER = "your-name"
-# Of what is generated in a README, the parts made from the app's own files, not from results/.
-OWN_PARTS = ("settings", "code", "addition")
+# Of what is generated in a README, what holds for the app, too: its own files, and its first run.
+OWN_PARTS = ("settings", "code", "addition", "offline")
 FIRST_SECTION = "\n## Run it offline\n"  # before it: what we teach and measured
 # Where a README speaks of the repository, or of its figures.
 REWORDED = {
+    r" \*Measured on [^*]+\*": "",
     r"(\*\*TLS and authentication\.\*\*) In a clone of .*? In short: s": r"\1 S",
     r"start the SuperLink with `tools/superlink\.py` of the repository, or ": "",
     r"No GPU figure has been taken yet: .*\n\n": "",
@@ -138,11 +139,11 @@ def make(example: Path, target: Path, publisher: str) -> None:
         app = Path(folder, name)
         shutil.copytree(example, app, ignore=left_behind(example))
         (app / old_package).rename(app / name.replace("-", "_"))
-        readme = app / "README.md"
-        readme.write_text(own_readme(readme.read_text(), name, description))
         for path in app.rglob("*"):
             if path.is_file():
                 path.write_text(rename(path.read_text()))
+        readme = app / "README.md"
+        readme.write_text(own_readme(readme.read_text(), name, rename(description)))
         shutil.copy(ROOT / "LICENSE", app)
         app.rename(target)
 

@@ -102,7 +102,7 @@ def run(launch: Launch, folder: Path) -> str:
     launch.config.source(launch.clients).prepare()  # here, before many clients want it at once
     with Federation(folder) as federation:
         federation.start_superlink()
-        say(f"SuperLink: {federation.fleet}; logs: {folder}")
+        say(f"SuperLink: {federation.fleet}; logs until it ends well: {folder}")
         federation.start_supernodes(
             launch.clients, lambda n: say(f"SuperNodes: {n} of {launch.clients} connected")
         )

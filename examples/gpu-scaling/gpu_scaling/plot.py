@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 CURVES = {  # results.json: part, metric, label
     "accuracy": [
@@ -32,6 +33,7 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
         if title == "accuracy":
             draw_range(axes, history)
         axes.set(title=title, xlabel="round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()

@@ -117,10 +117,11 @@ class HeadFedAvg(Rounds):
                     if note != "none":
                         log(WARNING, "Partition %d: %s", partition, note)
         seconds = time.perf_counter() - began
+        speed = f", {computed / seconds:.0f} images/s" if computed else ""
         log(
             INFO,
-            "Features of %d images on %d clients ready in %.1f s; %d computed, %.0f images/s",
-            *(images, len(new), seconds, computed, computed / seconds),
+            "Features of %d images on %d clients ready in %.1f s; %d computed%s",
+            *(images, len(new), seconds, computed, speed),
         )
         if wanted and moments:
             parts = [part for _, part in sorted(moments, key=lambda pair: pair[0])]
