@@ -25,6 +25,8 @@ from repository import ROOT, example_folder, example_names, flatten, flower_sett
 
 BIN = Path(sys.executable).parent
 PIN = "flwr[simulation]=="
+# Flower gives it 15 seconds, and a slow machine may need more the first time: tried once more.
+SLOW_START = "Failed to start local SuperLink"
 RUN_SECONDS = 1200  # for an example's run
 STATUS_SECONDS = 60  # for the SuperLink to note that it has ended
 STOP_SECONDS = 10  # for its processes to end by themselves
@@ -136,7 +138,13 @@ class NewestFlower:
                 raise Failed(f"`flwr {' '.join(words)}`: {done.stdout}{done.stderr}".strip())
             return answer
 
-        run_id = flwr("run", ".", "--run-config", "offline.toml")["run-id"]
+        command = ("run", ".", "--run-config", "offline.toml")
+        try:
+            run_id = flwr(*command)["run-id"]
+        except Failed as error:
+            if SLOW_START not in str(error):
+                raise
+            run_id = flwr(*command)["run-id"]
         follow = [self.bin / "flwr", "log", run_id, "--stream"]
         with self.log(name).open("w") as file:
             try:
