@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.common.differential_privacy_constants import KEY_CLIPPING_NORM
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import DifferentialPrivacyClientSideFixedClipping, FedAvg
 
 from pytorch_example.checkpoint import RunState
 from pytorch_example.config import Config
 from pytorch_example.strategy import CustomFedAvg
+
+CLIPPING_NORM = "clipping_norm"  # where Flower's fixedclipping_mod looks for it
 
 
 class PrivateFedAvg(CustomFedAvg):
@@ -32,7 +33,7 @@ class PrivateFedAvg(CustomFedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Tell the clients' mod, too, how long an update may be."""
-        config[KEY_CLIPPING_NORM] = self.config.dp_clipping_norm
+        config[CLIPPING_NORM] = self.config.dp_clipping_norm
         return super().configure_train(server_round, arrays, config, grid)
 
     def average(
