@@ -95,6 +95,16 @@ def test_an_empty_environment_is_told_what_to_do(doctor, tmp_path):
     assert lines["Versions"].startswith("ok ")  # whatever else is installed there
 
 
+def test_a_damaged_pytorch_is_told_from_none(doctor, tmp_path):
+    package = tmp_path / "torch" / "__init__.py"
+    package.parent.mkdir()
+    package.write_text("import a_part_that_is_gone\n")
+    status, lines = doctor(PYTHONPATH=str(tmp_path))
+    assert status == 1
+    assert lines["GPU"].startswith("STOP ")
+    assert "a_part_that_is_gone" in lines["GPU"]
+
+
 def test_compiling_at_each_start_is_named(doctor, tmp_path):
     """With an empty folder for what is compiled, into which nothing may be written."""
     nowhere = {"PYTHONPYCACHEPREFIX": str(tmp_path / "compiled")}

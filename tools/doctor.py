@@ -171,10 +171,10 @@ def bytecode() -> Finding:
 
 
 def gpu() -> Finding:
+    if importlib.util.find_spec("torch") is None:
+        return Finding(MIND, "not known before PyTorch is installed; the examples need none")
     try:
         import torch
-    except ModuleNotFoundError:
-        return Finding(MIND, "not known before PyTorch is installed; the examples need none")
     except Exception as error:  # a damaged installation may raise anything
         return Finding(STOP, f"PyTorch cannot be imported ({error}): {INSTALL}")
     if torch.cuda.is_available():
