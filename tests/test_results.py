@@ -27,13 +27,27 @@ def test_every_place_is_marked():
 
 # Taken before seeds and wall time were written down; one that is measured anew leaves this list.
 OLDER = {
-    *("advanced-pytorch-accuracy", "advanced-pytorch-speed", "flowertune-llm-accuracy"),
-    *("flowertune-llm-profile", "flowertune-llm-speed", "gpu-scaling-executors"),
-    *("gpu-scaling-rounds", "gpu-scaling-simulation", "gpu-scaling-supernodes"),
-    *("gpu-scaling-thousand", "gpu-scaling-workers", "layerwise-70b", "layerwise-memory"),
-    *("layerwise-processes", "layerwise-published", "vit-finetune-accuracy"),
-    *("pytorch-from-centralized-to-federated-accuracy", "vit-finetune-closed-form"),
-    *("pytorch-from-centralized-to-federated-speed", "vit-finetune-original", "vit-finetune-speed"),
+    "advanced-pytorch-accuracy",
+    "advanced-pytorch-speed",
+    "flowertune-llm-accuracy",
+    "flowertune-llm-layerwise-70b",
+    "flowertune-llm-layerwise-memory",
+    "flowertune-llm-layerwise-processes",
+    "flowertune-llm-layerwise-published",
+    "flowertune-llm-profile",
+    "flowertune-llm-speed",
+    "gpu-scaling-executors",
+    "gpu-scaling-rounds",
+    "gpu-scaling-simulation",
+    "gpu-scaling-supernodes",
+    "gpu-scaling-thousand",
+    "gpu-scaling-workers",
+    "pytorch-from-centralized-to-federated-accuracy",
+    "pytorch-from-centralized-to-federated-speed",
+    "vit-finetune-accuracy",
+    "vit-finetune-closed-form",
+    "vit-finetune-original",
+    "vit-finetune-speed",
 }
 
 
@@ -79,16 +93,16 @@ def test_federated_adapter_stays_close_to_centralised_training():
 def test_whole_models_are_averaged_in_bounded_memory():
     """The aims: flat for 2 GB, below 2 GB in all for 5 and 141 GB, 141 GB in ten minutes."""
     slice_bytes = 64 * 2**20
-    for row in result("layerwise-memory")["rows"]:
+    for row in result("flowertune-llm-layerwise-memory")["rows"]:
         if row["mode"] == "layerwise":
             own = row["own_peak_bytes"]["server app"] - row["idle_server_bytes"]
             assert own <= 1.3 * (2 * slice_bytes + slice_bytes)  # the sum is in float32
-    whole = result("layerwise-70b")["row"]
-    for row in [*result("layerwise-published")["rows"], whole]:
+    whole = result("flowertune-llm-layerwise-70b")["row"]
+    for row in [*result("flowertune-llm-layerwise-published")["rows"], whole]:
         assert row["peak_bytes"]["server app"] <= 2e9
     assert max(whole["peak_bytes"].values()) <= 2e9
     assert whole["round_seconds"] <= 600
-    assert result("layerwise-processes")["row"]["mb_a_second"] >= 4 * 16
+    assert result("flowertune-llm-layerwise-processes")["row"]["mb_a_second"] >= 4 * 16
 
 
 def test_profiling_costs_less_than_one_per_cent():

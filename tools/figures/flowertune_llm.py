@@ -87,7 +87,8 @@ def speed_block() -> str:
 def layerwise_block() -> str:
     """Say what averaging whole models takes: memory, time, and what the time is made of."""
     memory, published, whole, processes = (
-        result(f"layerwise-{part}") for part in ("memory", "published", "70b", "processes")
+        result(f"flowertune-llm-layerwise-{part}")
+        for part in ("memory", "published", "70b", "processes")
     )
     rows = [layerwise_row("2 GB", row) for row in memory["rows"]]
     rows += [layerwise_row("5 GB", row) for row in published["rows"]]
@@ -132,7 +133,7 @@ def mebibytes(size: float) -> str:
 
 def draw_layerwise(path: Path) -> None:
     """Draw the server's peak memory over the number of clients, both ways."""
-    measured = result("layerwise-memory")
+    measured = result("flowertune-llm-layerwise-memory")
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     for mode, label in (("layerwise", "slice by slice"), ("all_at_once", "all at once")):

@@ -1,9 +1,9 @@
-"""Memory and speed of aggregating whole models slice by slice.
+"""Memory and speed of aggregating whole models slice by slice, in four parts.
 
-    python benchmarks/layerwise.py memory      2 GB, 2 to 8 clients, slice by slice and all at once
-    python benchmarks/layerwise.py published   5 GB, 4 to 16 clients, beside published figures
-    python benchmarks/layerwise.py 70b         all of Llama-3.1-70B's shapes from 2 clients
-    python benchmarks/layerwise.py processes   four of its layers between real processes, over TLS
+- memory: 2 GB from 2 to 8 clients, slice by slice and all at once.
+- published: 5 GB from 4 to 16 clients, beside published figures.
+- 70b: all of Llama-3.1-70B's shapes from 2 clients.
+- processes: four of its layers between real processes, over TLS.
 
 The weights are made, other ones for each client and chunk, checked after aggregation and dropped.
 The resident memory of every process is sampled five times a second.
@@ -138,7 +138,7 @@ def main() -> None:
     )
     parser.add_argument("part", choices=PARTS)
     part = parser.parse_args().part
-    with measurement(f"layerwise-{part}", seeds=(SEED,)) as result:
+    with measurement(f"flowertune-llm-layerwise-{part}", seeds=(SEED,)) as result:
         result |= PARTS[part]()
 
 
