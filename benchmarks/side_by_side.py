@@ -227,6 +227,7 @@ def measure_fresh(name: str, job: Job, way: str, folder: Path) -> dict[str, Any]
     python, began = environment(folder / "environment"), time.monotonic()
     install(python, requirements(job, way), "--quiet", "--no-cache")
     installed = time.monotonic() - began
+    os.sync()  # or the run waits for a disk that still writes what was installed
     size = sum(p.lstat().st_size for p in (folder / "environment").rglob("*") if p.is_file())
     job = job._replace(config=job.config | {"num-server-rounds": 1})
     found = run(command(name, job, way, python, folder), job, folder)

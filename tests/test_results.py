@@ -119,11 +119,8 @@ def test_tensors_are_twice_as_fast_as_samples():
 
 def test_memory_is_flat_and_the_pool_is_quick():
     """What the pool is for; see the README for the figures."""
-    parts = ("simulation", "rounds", "workers", "executors")
-    if missing := [part for part in parts if not gpu_scaling.found(part)]:
-        pytest.skip(f"not measured yet: {', '.join(missing)}")
     assert gpu_scaling.growth("pool", 10, 300) <= 1.1
     assert gpu_scaling.drift() <= 0.05
-    assert gpu_scaling.found("workers")["further_worker_bytes"] <= 20e6
-    assert gpu_scaling.found("executors")["pool_over_spawn"] >= 10
-    assert gpu_scaling.found("executors")["inline_over_pool"] <= 1.2
+    assert gpu_scaling.part("workers")["further_worker_bytes"] <= 20e6
+    assert gpu_scaling.part("executors")["pool_over_spawn"] >= 10
+    assert gpu_scaling.part("executors")["inline_over_pool"] <= 1.2

@@ -1,12 +1,13 @@
 """What benchmarks/side_by_side.py compares is the same work."""
 
+import ast
 import json
 import os
 import subprocess
 import sys
 
 import pytest
-from figures import side_by_side as figures
+from measured import result
 from repository import ROOT, flatten, flower_settings
 
 sys.path.append(str(ROOT / "benchmarks"))
@@ -50,10 +51,22 @@ def test_plain_loop_learns(tmp_path):
     assert last["score"] > 0.8
 
 
+def test_plain_loops_do_without_flower():
+    """They are installed without it; so what they import of the examples must not need it."""
+    loops = ast.parse((ROOT / "benchmarks" / "ways" / "plain.py").read_text())
+    imports = [node for node in ast.walk(loops) if isinstance(node, ast.ImportFrom)]
+    lines = [
+        "import sys",
+        "sys.modules |= dict.fromkeys(('flwr', 'ray'))",
+        *map(ast.unparse, imports),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_plain_loops_reach_what_the_examples_reach():
     """In points of accuracy, or in nats; threads differ, so sums do in their last bits."""
-    measured = figures.found()
-    if not measured:
-        pytest.skip(figures.missing())
-    for ways in measured["jobs"].values():
+    for ways in result("side-by-side")["jobs"].values():
         assert abs(ways["plain"]["score"] - ways["example"]["score"]) < 0.02

@@ -6,7 +6,7 @@ from statistics import mean
 
 import numpy as np
 from matplotlib.figure import Figure
-from measured import found, offline_on_digits, result, table, taken
+from measured import offline_on_digits, result, table, taken
 
 
 def accuracies(server_round: int) -> dict[str, list[float]]:
@@ -73,9 +73,7 @@ def speed_block() -> str:
 
 
 def privacy_block() -> str:
-    measured = found("advanced-pytorch-privacy")
-    if not measured:
-        return "The accuracy it costs has not been measured yet."
+    measured = result("advanced-pytorch-privacy")
     grouped = defaultdict(list)
     for run in measured["runs"]:
         config = run["config"]
@@ -98,11 +96,15 @@ def privacy_block() -> str:
     header = ["clients a round", "`dp.noise-multiplier`", "`dp.clipping-norm`"]
     header.append(f"accuracy after {rounds} rounds")
     seeds = sorted({run["config"]["seed"] for run in measured["runs"]})
+    early = any(len(run["accuracies"]) - 1 < rounds for run in measured["runs"])
+    why = (
+        "A run ends early where so much noise makes the clients' training diverge that fewer than "
+        "`min-replies` are left. "
+    )
     return (
         f"{table(header, rows)}\n\n"
-        f"Means over the seeds {', '.join(map(str, seeds))}, on the central test set. A run ends "
-        f"early where so much noise makes the clients' training diverge that fewer than "
-        f"`min-replies` are left. {taken(measured)}"
+        f"Means over the seeds {', '.join(map(str, seeds))}, on the central test set. "
+        f"{why if early else ''}{taken(measured)}"
     )
 
 

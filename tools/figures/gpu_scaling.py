@@ -1,31 +1,25 @@
-"""Figures of gpu-scaling. What has not been measured yet is left out, and said to be."""
+"""Figures of gpu-scaling: tables and plots of its README."""
 
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from measured import found as found_result
-from measured import no_gpu_figure, offline_on_digits, table, taken
+from measured import found, no_gpu_figure, offline_on_digits, result, table, taken
 
 GIB, MIB = 2**30, 2**20
 NAME = "gpu-scaling"
 EXECUTORS = ("pool", "inline", "spawn")
-HOW = "`python benchmarks/gpu_scaling.py --parts {}`"
 
 
-def found(part: str) -> dict[str, Any] | None:
-    """Return what was measured of a part, None if it was not."""
-    return found_result(f"{NAME}-{part}")
-
-
-def missing(part: str) -> str:
-    return f"Not measured yet: {HOW.format(part)}."
+def part(name: str) -> dict[str, Any]:
+    """Return what was measured of a part."""
+    return result(f"{NAME}-{name}")
 
 
 def run_of(executor: str, clients: int) -> dict[str, Any] | None:
-    """Return a simulation's figures."""
-    runs = (found("simulation") or {"runs": []})["runs"]
+    """Return a simulation's figures, None where that executor was not run with that many."""
+    runs = part("simulation")["runs"]
     chosen = [r for r in runs if (r["executor"], r["clients"]) == (executor, clients)]
     return chosen[0] if chosen else None
 
@@ -37,14 +31,12 @@ def growth(executor: str, few: int = 10, many: int = 300) -> float:
 
 def drift(first: int = 5) -> float:
     """Return by how much memory grows from the fifth round to the last, at most; a fraction."""
-    held = found("rounds")["round_bytes"][first - 1 :]
+    held = part("rounds")["round_bytes"][first - 1 :]
     return max(held) / held[0] - 1
 
 
 def executors_block() -> str:
-    measured = found("executors")
-    if not measured:
-        return missing("executors")
+    measured = part("executors")
     speeds = measured["steps_a_second"]
     start = {
         "inline": "none, after the first",
@@ -65,9 +57,7 @@ def executors_block() -> str:
 
 
 def memory_block() -> str:
-    measured = found("simulation")
-    if not measured:
-        return missing("simulation")
+    measured = part("simulation")
     sizes = sorted({run["clients"] for run in measured["runs"]})
     columns = {
         "peak memory": lambda run: f"{run['peak_bytes'] / GIB:.2f} GiB",
@@ -91,15 +81,12 @@ def memory_block() -> str:
         " A simulation has one process a core for all its clients, so on a CPU memory is flat with "
         "each executor; with the pool those processes do without PyTorch."
     )
-    if run_of("pool", 10) and run_of("pool", 300):
-        text += f" With the pool, 300 clients take {growth('pool'):.2f} times the memory of 10."
+    text += f" With the pool, 300 clients take {growth('pool'):.2f} times the memory of 10."
     return f"{table(header, rows)}\n\n{text} {taken(measured)}"
 
 
 def rounds_block() -> str:
-    measured = found("rounds")
-    if not measured:
-        return missing("rounds")
+    measured = part("rounds")
     held = measured["round_bytes"]
     return (
         f"{measured['clients']} clients, {len(held)} rounds, pool: {held[4] / GIB:.2f} GiB after "
@@ -109,9 +96,7 @@ def rounds_block() -> str:
 
 
 def workers_block() -> str:
-    measured = found("workers")
-    if not measured:
-        return missing("workers")
+    measured = part("workers")
     rows = [
         [
             str(run["workers"]),
@@ -129,9 +114,7 @@ def workers_block() -> str:
 
 
 def thousand_block() -> str:
-    measured = found("thousand")
-    if not measured:
-        return missing("thousand")
+    measured = part("thousand")
     seconds = measured["round_seconds"]
     return (
         f"1,000 clients in simulation, 100 of them trained and 100 tested in each of "
@@ -144,9 +127,7 @@ def thousand_block() -> str:
 
 
 def supernodes_block() -> str:
-    measured = found("supernodes")
-    if not measured:
-        return missing("supernodes")
+    measured = part("supernodes")
     count, each = measured["supernodes"], measured["supernode_bytes"]
     memory = measured["hardware"]["memory_gib"]
     others = measured["bytes"]["others"]
@@ -163,7 +144,7 @@ def supernodes_block() -> str:
 
 
 def gpu_block() -> str:
-    measured = found("gpu")
+    measured = found(f"{NAME}-gpu")
     if not measured:
         return no_gpu_figure("steps a second and device memory of 200 clients with 1 to 16 workers")
     rows = [
@@ -191,8 +172,6 @@ def offline() -> str:
 
 
 def headline() -> str:
-    if not (run_of("pool", 10) and run_of("pool", 300)):
-        return "not measured yet"
     most = run_of("pool", 300)
     return (
         f"300 clients in {most['peak_bytes'] / GIB:.1f} GiB, {growth('pool'):.2f} times 10 clients"
@@ -200,39 +179,36 @@ def headline() -> str:
 
 
 def draw(path: Path) -> None:
-    """Draw memory over the number of clients, and over rounds, as far as they were measured."""
+    """Draw memory over the number of clients, and over rounds."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     draw_clients(left)
     draw_rounds(right)
     for axes in (left, right):
-        if axes.lines:
-            axes.set_ylim(0, 1.1 * axes.dataLim.ymax)
+        axes.set_ylim(0, 1.1 * axes.dataLim.ymax)
         axes.set(ylabel="memory of all processes (GiB)")
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
 
 def draw_clients(axes: Axes) -> None:
-    measured = found("simulation") or {"runs": []}
+    measured = part("simulation")
     for executor in EXECUTORS:
         runs = sorted(
             (run for run in measured["runs"] if run["executor"] == executor),
             key=lambda run: run["clients"],
         )
-        if runs:
-            peaks = [run["peak_bytes"] / GIB for run in runs]
-            axes.plot([run["clients"] for run in runs], peaks, marker="o", label=executor)
-            axes.legend(loc="lower right")
+        peaks = [run["peak_bytes"] / GIB for run in runs]
+        axes.plot([run["clients"] for run in runs], peaks, marker="o", label=executor)
+    axes.legend(loc="lower right")
     axes.set(title="over clients, peak", xlabel="clients in the simulation")
 
 
 def draw_rounds(axes: Axes) -> None:
-    measured = found("rounds")
-    if measured:
-        held = [size / GIB for size in measured["round_bytes"]]
-        axes.plot(range(1, len(held) + 1), held, label=f"pool, {measured['clients']} clients")
-        axes.legend(loc="lower right")
+    measured = part("rounds")
+    held = [size / GIB for size in measured["round_bytes"]]
+    axes.plot(range(1, len(held) + 1), held, label=f"pool, {measured['clients']} clients")
+    axes.legend(loc="lower right")
     axes.set(title="over rounds", xlabel="round")
 
 

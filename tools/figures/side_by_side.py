@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from measured import result, table, taken
+from measured import found, result, table, taken
 from repository import ROOT
 
 PAGE = ROOT / "benchmarks" / "README.md"
@@ -15,16 +15,6 @@ WAYS = {
     "straightforward": "straightforward Flower app",
 }
 GIB = 2**30
-
-
-def found(part: str = "") -> dict[str, Any] | None:
-    """Return what was measured of a part, None if it was not."""
-    name = f"side-by-side{part}"
-    return result(name) if (ROOT / "results" / f"{name}.json").is_file() else None
-
-
-def missing(options: str = "") -> str:
-    return f"Not measured yet: `python benchmarks/side_by_side.py{options}`."
 
 
 def named(measured: dict[str, Any], way: str) -> str:
@@ -38,9 +28,7 @@ def link(job: str) -> str:
 
 
 def rounds_block() -> str:
-    measured = found()
-    if not measured:
-        return missing()
+    measured = result("side-by-side")
     rows = []
     for job, ways in measured["jobs"].items():
         for number, (way, run) in enumerate(ways.items()):
@@ -65,9 +53,9 @@ def lengths(measured: dict[str, Any]) -> str:
 
 
 def fresh_block() -> str:
-    measured = found("-fresh")
+    measured = found("side-by-side-fresh")
     if not measured:
-        return missing(" --part fresh")
+        return "Not measured yet: `python benchmarks/side_by_side.py --part fresh`."
     rows = []
     for job, ways in measured["jobs"].items():
         for number, (way, run) in enumerate(ways.items()):
@@ -80,9 +68,7 @@ def fresh_block() -> str:
 
 def draw(path: Path) -> None:
     """Draw the seconds a round of each way, as a multiple of the plain loop's."""
-    measured = found()
-    if not measured:
-        return
+    measured = result("side-by-side")
     jobs = measured["jobs"]
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()

@@ -170,14 +170,7 @@ def speed_block() -> str:
 
 def original_block() -> str:
     """Say what the original way reaches beside the cached one; the speed table has the time."""
-    speed = result("vit-finetune-speed")["summary"]["vit_tiny"]
-    seconds = (
-        f"A round of one local epoch takes {speed['original_round']:.0f} s the original way and "
-        f"{speed['later_cached_round']:.2f} s from the cache (`vit_tiny`, table above)."
-    )
-    measured = found("vit-finetune-original")
-    if not measured:
-        return f"{seconds} Its accuracy has not been measured yet."
+    measured = result("vit-finetune-original")
     texts = {
         "original": "original way: random crops, full forward pass each epoch",
         "cached": "cached features of central crops",

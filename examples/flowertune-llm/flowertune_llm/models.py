@@ -29,7 +29,6 @@ from transformers import (
 from flowertune_llm import smollm2
 from flowertune_llm.checkpoint import Arrays
 from flowertune_llm.config import Config
-from flowertune_llm.replies import one_line
 
 # One template a run, for training and for questions alike: it is saved with the adapter.
 TEMPLATES = {
@@ -220,7 +219,7 @@ def check_platform(config: Config) -> None:
 
 
 def in_a_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {one_line(str(error))[:200]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def empty_model(config: Config) -> PeftModel:
