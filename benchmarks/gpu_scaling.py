@@ -159,7 +159,10 @@ def weigh(processes: list[psutil.Process]) -> dict[str, Any]:
 
 
 def executors(base: dict[str, Any], repeats: int) -> dict[str, Any]:
-    """Return the steps a second of each executor, taken in turns, without Flower and Ray."""
+    """Return the steps a second of each executor, without Flower and Ray.
+
+    In short turns, so that a machine that is slower for a while is so for all of them.
+    """
     from gpu_scaling import steps
     from gpu_scaling.dataset import Source
     from gpu_scaling.executors import Inline, Options, Pool, Spawn
@@ -171,9 +174,9 @@ def executors(base: dict[str, Any], repeats: int) -> dict[str, Any]:
     speeds: dict[str, list[float]] = {}
     for repeat in range(repeats + 1):
         for name, executor, count in (
-            ("inline", Inline(), 200),
-            ("pool", pool, 200),
-            ("spawn", Spawn(), 3),
+            ("inline", Inline(), 25),
+            ("pool", pool, 25),
+            ("spawn", Spawn(), 1),
         ):
             began = time.perf_counter()
             for client in range(count):
@@ -189,7 +192,9 @@ def executors(base: dict[str, Any], repeats: int) -> dict[str, Any]:
         "steps_a_second": medians,
         "each": speeds,
         "pool_over_spawn": medians["pool"] / medians["spawn"],
-        "inline_over_pool": medians["inline"] / medians["pool"],
+        "inline_over_pool": statistics.median(
+            inline / pooled for inline, pooled in zip(speeds["inline"], speeds["pool"], strict=True)
+        ),
     }
 
 
@@ -251,7 +256,7 @@ def main() -> None:
     given = parser.parse_args()
     base = {"dataset": given.dataset}
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "executors": lambda: executors(base, repeats=3),
+        "executors": lambda: executors(base, repeats=15),
         "workers": lambda: workers(base, given.workers),
         "simulation": lambda: simulation(given.dataset, given.executors, given.clients),
         "rounds": lambda: rounds(base, clients=100, count=given.rounds),
