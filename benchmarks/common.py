@@ -45,23 +45,31 @@ def measurement(
 ) -> Iterator[dict[str, Any]]:
     """Yield a dictionary for what is measured; write it to `results/<name>.json` at the end.
 
-    It holds what someone needs to take the measurement again. A measurement that fails writes
-    nothing.
+    It holds what someone needs to take the measurement again, and how quiet the machine was: the
+    share of the processors' time that other virtual machines on the host had. A measurement that
+    fails writes nothing.
 
     Args:
         name: of the file.
         seeds: of all that is drawn at random in what is measured.
         trial: of the script only; nothing is written.
     """
-    result, began = provenance(seeds), time.monotonic()
+    result, began, before = provenance(seeds), time.monotonic(), psutil.cpu_times()
     yield result
     result["wall_seconds"] = round(time.monotonic() - began, 1)
+    result["stolen_share"] = round(stolen_share(before, psutil.cpu_times()), 3)
     if trial:
         print("a trial: nothing written")
         return
     path = ROOT / "results" / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"wrote {path.relative_to(ROOT)}")
+
+
+def stolen_share(before: Any, after: Any) -> float:
+    """Return the share of the processors' time that the host gave to others; 0 if not known."""
+    stolen = getattr(after, "steal", 0.0) - getattr(before, "steal", 0.0)
+    return stolen / (sum(after) - sum(before))
 
 
 def provenance(seeds: Sequence[int]) -> dict[str, Any]:
