@@ -83,8 +83,7 @@ def main() -> None:
     for name in example_names():
         folder = example_folder(name) / "_static"
         folder.mkdir(exist_ok=True)
-        shown = figures(name)
-        for plot, draw in ({"accuracy": shown.draw} | getattr(shown, "PLOTS", {})).items():
+        for plot, draw in figures(name).PLOTS.items():
             draw(folder / f"{plot}.png")
 
 

@@ -117,7 +117,7 @@ def headline() -> str:
     return f"{values[10]:.3f} after 10 rounds, {values[50]:.3f} after 50"
 
 
-def draw(path: Path) -> None:
+def draw_accuracy(path: Path) -> None:
     """Draw the accuracy over the rounds: mean over seeds, with the range between them."""
     runs = result("advanced-pytorch-accuracy")["runs"]
     figure = Figure(figsize=(8, 4), layout="constrained")
@@ -160,4 +160,4 @@ TEACHES = "stateful clients, custom FedAvg, checkpoints, resume, W&B"
 DATA = "Fashion-MNIST, 50 Dirichlet partitions"
 MODEL = "small CNN"
 BLOCKS = {"accuracy": accuracy_block, "speed": speed_block, "privacy": privacy_block}
-PLOTS = {"partitions": draw_partitions}
+PLOTS = {"accuracy": draw_accuracy, "partitions": draw_partitions}

@@ -205,7 +205,7 @@ def headline() -> str:
     return f"loss {federated:.3f} (centralised {central:.3f})"
 
 
-def draw(path: Path) -> None:
+def draw_loss(path: Path) -> None:
     """Draw the held-out loss over the steps: mean over seeds, with the range between them."""
     measured = result(ACCURACY)
     figure = Figure(figsize=(8, 4), layout="constrained")
@@ -242,4 +242,4 @@ BLOCKS = {
     "offline": offline_block,
     "profile": profile_block,
 }
-PLOTS = {"layerwise": draw_layerwise}
+PLOTS = {"loss": draw_loss, "layerwise": draw_layerwise}

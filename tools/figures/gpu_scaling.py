@@ -178,7 +178,7 @@ def headline() -> str:
     )
 
 
-def draw(path: Path) -> None:
+def draw_memory(path: Path) -> None:
     """Draw memory over the number of clients, and over rounds."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -224,3 +224,4 @@ BLOCKS = {
     "supernodes": supernodes_block,
     "gpu": gpu_block,
 }
+PLOTS = {"memory": draw_memory}

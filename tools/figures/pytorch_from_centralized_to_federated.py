@@ -151,7 +151,7 @@ def headline() -> str:
     return f"{mean(federated):.3f} federated, {mean(central):.3f} centralised"
 
 
-def draw(path: Path) -> None:
+def draw_accuracy(path: Path) -> None:
     """Draw the test accuracy over the passes: mean over seeds, with the range between them."""
     measured = result(ACCURACY)
     figure = Figure(figsize=(8, 4), layout="constrained")
@@ -182,3 +182,4 @@ BLOCKS = {
     "accuracy": accuracy_block,
     "speed": speed_block,
 }
+PLOTS = {"accuracy": draw_accuracy}

@@ -233,7 +233,7 @@ def headline() -> str:
     )
 
 
-def draw(path: Path) -> None:
+def draw_accuracy(path: Path) -> None:
     """Draw the central accuracy over the rounds: mean over seeds, with the range between them."""
     measured = result("vit-finetune-accuracy")
     figure = Figure(figsize=(8, 4), layout="constrained")
@@ -266,3 +266,4 @@ BLOCKS = {
     "original": original_block,
     "gpu": gpu_block,
 }
+PLOTS = {"accuracy": draw_accuracy}
