@@ -61,7 +61,11 @@ def test_plain_loops_do_without_flower():
         *map(ast.unparse, imports),
     ]
     done = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines)], stderr=subprocess.PIPE, text=True, check=False
+        [sys.executable, "-c", "\n".join(lines)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "examples").iterdir()))},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
