@@ -35,7 +35,6 @@ OLDER = {
     "flowertune-llm-layerwise-processes",
     "flowertune-llm-layerwise-published",
     "flowertune-llm-speed",
-    "gpu-scaling-executors",
     "gpu-scaling-simulation",
     "gpu-scaling-supernodes",
     "pytorch-from-centralized-to-federated-accuracy",
