@@ -66,7 +66,7 @@ def speed_block() -> str:
         f"times as fast as the straightforward app. Of a round, {parts['train']:.2f} s are "
         f"training ({ideal:.2f} s of it the arithmetic itself, spread over two cores) and "
         f"{parts['evaluate']:.2f} s testing; the rest of both is Flower's polling (up to 0.1 s a "
-        f"phase), Ray's passing of messages (5 to 8 ms each), and the end of a phase when one "
+        f"phase), Ray's passing of messages, and the end of a phase when one "
         f"worker has nothing left to do. The first round takes {start:.0f} s: Ray and the "
         f"workers start. {taken(measured)}"
     )
