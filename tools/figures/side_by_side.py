@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from measured import found, result, table, taken
-from repository import ROOT
+from measured import result, table, taken
+from repository import ROOT, example_names
 
 PAGE = ROOT / "benchmarks" / "README.md"
 PLOT = "side_by_side.png"
@@ -53,12 +53,9 @@ def lengths(measured: dict[str, Any]) -> str:
 
 
 def fresh_block() -> str:
-    measured = found("side-by-side-fresh")
-    if not measured:
-        return "Not measured yet: `python benchmarks/side_by_side.py --part fresh`."
-    rows = []
-    for job, ways in measured["jobs"].items():
-        for number, (way, run) in enumerate(ways.items()):
+    measured, rows = result("side-by-side-fresh"), []
+    for job in example_names():
+        for number, (way, run) in enumerate(measured["jobs"][job].items()):
             cells = ["" if number else link(job), named(measured, way)]
             cells += [f"{run['install_seconds']:.0f}", f"{run['installed_bytes'] / GIB:.2f}"]
             rows.append([*cells, f"{run['first_result_seconds']:.0f}"])
