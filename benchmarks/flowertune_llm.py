@@ -2,7 +2,7 @@
 
 Both take the same steps on the same batches, on one thread, in turns: the client's rounds through
 `flower-simulation` (without the first, in which workers start and load the model), the bare loop
-with AdamW and nothing else.
+with AdamW and nothing else. The medians of their rounds are compared.
 """
 
 import argparse
@@ -10,7 +10,6 @@ import json
 import os
 import re
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from flowertune_llm.serving import Order
 from flowertune_llm.training import seed_of
 
 APP = ROOT / "examples" / "flowertune-llm"
-STEPS, ROUNDS, REPEATS, BATCH = 12, 4, 2, 4
+STEPS, ROUNDS, REPEATS, BATCH = 12, 3, 3, 4
 PRECISIONS = {
     "4-bit (NF4)": {"model.quantization": 4},
     "8-bit": {"model.quantization": 8},
@@ -45,21 +44,21 @@ def settings(**changes: object) -> dict[str, Any]:
     return run_config | {"train.learning-rate-min": 1e-3} | changes
 
 
-def federated_seconds() -> float:
-    """Return the seconds of a round with one client, without the first."""
+def federated_seconds() -> list[float]:
+    """Return the seconds of each round with one client, without the first."""
     with tempfile.TemporaryDirectory() as folder:
         log = "".join(simulate(APP, 1, settings(), Path(folder)))
     rounds = [float(seconds) for seconds in re.findall(r"Round took ([\d.]+) s", log)]
-    return statistics.mean(rounds[1:])
+    return rounds[1:]
 
 
-def bare(rounds: int) -> dict[str, float]:
-    """Return the seconds and tokens of a round's steps in a loop of PyTorch's own."""
+def bare(rounds: int) -> dict[str, list[float]]:
+    """Return the seconds and tokens of each round's steps in a loop of PyTorch's own."""
     torch.set_num_threads(1)
     config = Config.from_run_config(settings())
     model, data = models.load_model(config), load_partition(config, 0, 1)
     models.set_adapter(model, models.initial_adapter(config))
-    took, tokens = 0.0, 0
+    seconds, tokens = [], []
     for server_round in range(1, rounds + 1):
         order = Order(0, 1, server_round, learning_rate=1e-3)
         trainer = task.trainer(model, data, config, order.learning_rate, seed_of(config, order))
@@ -74,9 +73,9 @@ def bare(rounds: int) -> dict[str, float]:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
         if server_round > 1:  # the first warms up
-            took += time.perf_counter() - began
-            tokens += sum(batch["attention_mask"].sum().item() for batch in batches)
-    return {"seconds": took / (rounds - 1), "tokens": tokens / (rounds - 1)}
+            seconds.append(time.perf_counter() - began)
+            tokens.append(sum(batch["attention_mask"].sum().item() for batch in batches))
+    return {"seconds": seconds, "tokens": tokens}
 
 
 def peak(name: str) -> dict[str, float]:
@@ -97,7 +96,7 @@ def peak(name: str) -> dict[str, float]:
     return {"tokens_a_second": BATCH * 256 / seconds, "peak_bytes": highest, "imports": imported}
 
 
-def alone(*words: str) -> dict[str, float]:
+def alone(*words: str) -> dict[str, Any]:
     """Run a part of this script in a process of its own."""
     command = [sys.executable, __file__, *words]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -114,10 +113,9 @@ def main() -> None:
     with measurement("flowertune-llm-speed", seeds=(SEED,)) as result:
         result |= {"steps": STEPS, "rounds": ROUNDS, "batch": BATCH, "speed": [], "memory": {}}
         for _ in range(REPEATS):
-            loop, seconds = alone("--part", "bare"), federated_seconds()
-            speed = {"federated_seconds": seconds, "ratio": seconds / loop["seconds"]}
-            result["speed"].append(loop | speed)
-            print(loop | speed, flush=True)
+            speed = alone("--part", "bare") | {"federated_seconds": federated_seconds()}
+            result["speed"].append(speed)
+            print(speed, flush=True)
         for name in PRECISIONS:
             result["memory"][name] = alone("--part", "peak", name)
             print(name, result["memory"][name], flush=True)
