@@ -27,8 +27,6 @@ def test_every_place_is_marked():
 
 # Taken before seeds and wall time were written down; one that is measured anew leaves this list.
 OLDER = {
-    "advanced-pytorch-accuracy",
-    "advanced-pytorch-speed",
     "flowertune-llm-accuracy",
     "flowertune-llm-layerwise-70b",
     "flowertune-llm-layerwise-memory",

@@ -61,14 +61,13 @@ def speed_block() -> str:
     start = mean(run["round_seconds"][0] for run in runs["example"])
     return (
         f"{table(['the same work', 'seconds a round: median (each run)'], rows)}\n\n"
-        f"That is {summary['example_over_plain']:.2f} times the faster plain loop, which uses both "
-        f"cores less well than two workers do, and {summary['straightforward_over_example']:.1f} "
-        f"times as fast as the straightforward app. Of a round, {parts['train']:.2f} s are "
-        f"training ({ideal:.2f} s of it the arithmetic itself, spread over two cores) and "
-        f"{parts['evaluate']:.2f} s testing; the rest of both is Flower's polling (up to 0.1 s a "
-        f"phase), Ray's passing of messages, and the end of a phase when one "
-        f"worker has nothing left to do. The first round takes {start:.0f} s: Ray and the "
-        f"workers start. {taken(measured)}"
+        f"That is {summary['example_over_plain']:.2f} times the faster plain loop, and "
+        f"{summary['straightforward_over_example']:.1f} times as fast as the straightforward app. "
+        f"Of a round, {parts['train']:.2f} s are training (half of what the loop of 1 thread takes "
+        f"for it is {ideal:.2f} s) and {parts['evaluate']:.2f} s testing; the rest of both is "
+        f"Flower's polling (up to 0.1 s a phase), Ray's passing of messages, and the end of a "
+        f"phase when one worker has nothing left to do. The first round takes {start:.0f} s: Ray "
+        f"and the workers start. {taken(measured)}"
     )
 
 
