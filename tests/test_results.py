@@ -34,7 +34,6 @@ OLDER = {
     "flowertune-llm-layerwise-published",
     "flowertune-llm-speed",
     "gpu-scaling-simulation",
-    "gpu-scaling-supernodes",
     "pytorch-from-centralized-to-federated-accuracy",
     "vit-finetune-accuracy",
     "vit-finetune-closed-form",
