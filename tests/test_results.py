@@ -29,10 +29,8 @@ def test_every_place_is_marked():
 OLDER = {
     "flowertune-llm-accuracy",
     "flowertune-llm-layerwise-70b",
-    "flowertune-llm-layerwise-memory",
     "flowertune-llm-layerwise-processes",
     "flowertune-llm-layerwise-published",
-    "flowertune-llm-speed",
     "gpu-scaling-simulation",
     "pytorch-from-centralized-to-federated-accuracy",
     "vit-finetune-accuracy",
