@@ -28,7 +28,6 @@ def test_every_place_is_marked():
 # Taken before seeds and wall time were written down; one that is measured anew leaves this list.
 OLDER = {
     "flowertune-llm-accuracy",
-    "flowertune-llm-layerwise-70b",
     "flowertune-llm-layerwise-processes",
     "flowertune-llm-layerwise-published",
     "gpu-scaling-simulation",
