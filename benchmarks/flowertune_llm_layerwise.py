@@ -109,9 +109,13 @@ def whole_70b() -> dict[str, Any]:
 
 
 def processes() -> dict[str, Any]:
-    """Aggregate on a SuperLink with two SuperNodes."""
+    return {"rows": [between_processes(megabytes) for megabytes in SLICES]}
+
+
+def between_processes(slice_megabytes: int) -> dict[str, Any]:
+    """Return what one aggregation took on a SuperLink with two SuperNodes."""
     run_config = settings("synthetic-llama-70b-4-layers", **{"aggregation.mode": "layerwise"})
-    run_config |= {"aggregation.slice-megabytes": SLICE}
+    run_config |= {"aggregation.slice-megabytes": slice_megabytes}
     with (
         tempfile.TemporaryDirectory() as folder,
         MemoryByKind() as memory,
@@ -123,12 +127,12 @@ def processes() -> dict[str, Any]:
         log = (Path(folder) / "logs" / "superlink.log").read_text()
     found = re.findall(r"([\d.]+) of ([\d.]+) GB, (\d+) MB/s", log)[-1]
     row = {"clients": 2, "mode": "layerwise", "status": status, "gigabytes": float(found[1])}
-    row |= {"mb_a_second": int(found[2]), "slice_megabytes": SLICE} | memory.report()
+    row |= {"mb_a_second": int(found[2]), "slice_megabytes": slice_megabytes} | memory.report()
     show(row)
-    return {"row": row}
+    return row
 
 
-SLICE = 128  # MiB, between processes: each message starts a process
+SLICES = (128, 256)  # MiB, between processes: each message starts a process
 PARTS = {"memory": memory, "published": published, "70b": whole_70b, "processes": processes}
 
 
