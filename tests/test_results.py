@@ -29,7 +29,6 @@ def test_every_place_is_marked():
 OLDER = {
     "flowertune-llm-accuracy",
     "flowertune-llm-layerwise-processes",
-    "flowertune-llm-layerwise-published",
     "gpu-scaling-simulation",
     "pytorch-from-centralized-to-federated-accuracy",
     "vit-finetune-accuracy",
