@@ -30,7 +30,6 @@ OLDER = {
     "flowertune-llm-accuracy",
     "flowertune-llm-layerwise-processes",
     "gpu-scaling-simulation",
-    "pytorch-from-centralized-to-federated-accuracy",
     "vit-finetune-accuracy",
     "vit-finetune-closed-form",
     "vit-finetune-original",
