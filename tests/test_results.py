@@ -28,7 +28,6 @@ def test_every_place_is_marked():
 # Taken before seeds and wall time were written down; one that is measured anew leaves this list.
 OLDER = {
     "flowertune-llm-accuracy",
-    "flowertune-llm-layerwise-processes",
     "gpu-scaling-simulation",
     "vit-finetune-accuracy",
     "vit-finetune-closed-form",
@@ -88,7 +87,8 @@ def test_whole_models_are_averaged_in_bounded_memory():
         assert row["peak_bytes"]["server app"] <= 2e9
     assert max(whole["peak_bytes"].values()) <= 2e9
     assert whole["round_seconds"] <= 600
-    assert result("flowertune-llm-layerwise-processes")["row"]["mb_a_second"] >= 4 * 16
+    between = result("flowertune-llm-layerwise-processes")["rows"]
+    assert max(row["mb_a_second"] for row in between) >= 4 * 16
 
 
 def test_profiling_costs_less_than_one_per_cent():

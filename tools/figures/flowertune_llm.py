@@ -98,12 +98,8 @@ def layerwise_block() -> str:
     header = ["model", "clients", "mode", "server's peak", "of it its own, above idle"]
     header += ["a client's peak", "rate"]
     others = ", ".join(f"{gb:g}" for gb in published["published_gigabytes"].values())
-    row, between = whole["row"], processes["row"]
+    row, between = whole["row"], "; ".join(map(between_processes, processes["rows"]))
     cpu, copies = row["cpu_seconds"], whole["copy_mb_a_second"]
-    peaks = ", ".join(
-        f"{kind} {mebibytes(between['peak_bytes'][kind])}"
-        for kind in ("server app", "SuperLink", "SuperNode", "client app")
-    )
     return (
         f"{table(header, rows)}\n\nThe largest process of its kind, in simulation; what is not "
         f"its own is Ray's memory for messages, mapped into all of its processes. The rate counts "
@@ -114,10 +110,17 @@ def layerwise_block() -> str:
         f"(making weights, copying them into Ray's memory) and {cpu['Ray'] + cpu['other']:.0f} s "
         f"in Ray; a core here copies {copies['into used memory']:,.0f} MB/s into memory in use and "
         f"{copies['into new memory']:,.0f} MB/s into new. Between real processes over TLS, four of "
-        f"its layers from 2 clients in slices of {between['slice_megabytes']} MiB: "
-        f"{between['mb_a_second']} MB/s; peaks: {peaks}. "
+        f"its layers from 2 clients, by the size of a slice: {between}. "
         f"{taken(memory, published, whole, processes)}"
     )
+
+
+def between_processes(row: dict[str, Any]) -> str:
+    peaks = ", ".join(
+        f"{kind} {mebibytes(row['peak_bytes'][kind])}"
+        for kind in ("server app", "SuperLink", "SuperNode", "client app")
+    )
+    return f"{row['slice_megabytes']} MiB {row['mb_a_second']} MB/s (peaks: {peaks})"
 
 
 def layerwise_row(model: str, row: dict[str, Any]) -> list[str]:
