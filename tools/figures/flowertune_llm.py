@@ -92,9 +92,9 @@ def layerwise_block() -> str:
         result(f"flowertune-llm-layerwise-{part}")
         for part in ("memory", "published", "70b", "processes")
     )
-    rows = [layerwise_row("2 GB", row) for row in memory["rows"]]
-    rows += [layerwise_row("5 GB", row) for row in published["rows"]]
-    rows.append(layerwise_row("141 GB: Llama-3.1-70B", whole["row"]))
+    rows = [layerwise_row("2 GB", row, memory) for row in memory["rows"]]
+    rows += [layerwise_row("5 GB", row, published) for row in published["rows"]]
+    rows.append(layerwise_row("141 GB: Llama-3.1-70B", whole["row"], whole))
     header = ["model", "clients", "mode", "server's peak", "of it its own, above idle"]
     header += ["a client's peak", "rate"]
     others = ", ".join(f"{gb:g}" for gb in published["published_gigabytes"].values())
@@ -116,6 +116,7 @@ def layerwise_block() -> str:
 
 
 def between_processes(row: dict[str, Any]) -> str:
+    """Say how fast it was with one size of slices, and the peaks of the processes."""
     peaks = ", ".join(
         f"{kind} {mebibytes(row['peak_bytes'][kind])}"
         for kind in ("server app", "SuperLink", "SuperNode", "client app")
@@ -123,10 +124,10 @@ def between_processes(row: dict[str, Any]) -> str:
     return f"{row['slice_megabytes']} MiB {row['mb_a_second']} MB/s (peaks: {peaks})"
 
 
-def layerwise_row(model: str, row: dict[str, Any]) -> list[str]:
-    peaks = row["peak_bytes"]
+def layerwise_row(model: str, row: dict[str, Any], measured: dict[str, Any]) -> list[str]:
+    peaks, there_is = row["peak_bytes"], measured["hardware"]["memory_gib"]
     own = mebibytes(row["own_peak_bytes"]["server app"] - row["idle_server_bytes"])
-    ended = " when ended: too much for 24 GiB" if row["too_much"] else ""
+    ended = f" when ended: too much for {there_is} GiB" if row["too_much"] else ""
     rate = f"{row['mb_a_second']:,} MB/s" if "mb_a_second" in row else ""
     cells = [mebibytes(peaks["server app"]) + ended, own, mebibytes(peaks["client app"]), rate]
     return [model, str(row["clients"]), f"`{row['mode']}`", *cells]
