@@ -10,6 +10,7 @@ import json
 import os
 import re
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -79,7 +80,10 @@ def bare(rounds: int) -> dict[str, list[float]]:
 
 
 def peak(name: str) -> dict[str, float]:
-    """Return seconds a step, and the process's peak resident memory, with 256 tokens a row."""
+    """Return tokens a second, the median of some rounds, and the process's peak resident memory.
+
+    Rows are 256 tokens long.
+    """
     torch.set_num_threads(1)
     changes = PRECISIONS[name] | {"train.training-arguments.max-steps": 3}
     config = Config.from_run_config(settings(**changes))
@@ -88,12 +92,14 @@ def peak(name: str) -> dict[str, float]:
     row = [token for example in data for token in example["input_ids"]][:256]
     rows = data.from_dict({"input_ids": [row] * 64, "labels": [row] * 64})
     models.set_adapter(model, models.initial_adapter(config))
-    task.train(model, rows, config, 1e-3, 0)  # warms up
-    began = time.perf_counter()
-    task.train(model, rows, config, 1e-3, 0)
-    seconds = (time.perf_counter() - began) / 3
+    seconds = []
+    for _ in range(1 + ROUNDS):  # the first warms up
+        began = time.perf_counter()
+        task.train(model, rows, config, 1e-3, 0)
+        seconds.append((time.perf_counter() - began) / 3)
     highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"tokens_a_second": BATCH * 256 / seconds, "peak_bytes": highest, "imports": imported}
+    speed = BATCH * 256 / statistics.median(seconds[1:])
+    return {"tokens_a_second": speed, "peak_bytes": highest, "imports": imported}
 
 
 def alone(*words: str) -> dict[str, Any]:
