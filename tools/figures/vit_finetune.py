@@ -251,6 +251,7 @@ def draw_accuracy(path: Path) -> None:
             axes.fill_between(rounds, low, high, alpha=0.12, color=colour)
     axes.axhline(mean(centralised()), color="black", linewidth=1, label="centralised linear probe")
     axes.set(xlabel="round", ylabel="accuracy", ylim=(0.4, 0.9))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title("Oxford Flowers-102 (subset), vit_tiny, 20 clients: mean and range of 3 seeds")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
