@@ -25,18 +25,11 @@ def test_every_place_is_marked():
         assert sorted(marked) == sorted(results.blocks(page))
 
 
-# Taken before seeds and wall time were written down; one that is measured anew leaves this list.
-OLDER = {
-    "vit-finetune-speed",
-}
-
-
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda p: p.stem)
 def test_result_says_how_it_was_taken(path):
     measured = json.loads(path.read_text())
-    keys = {"command", "commit", "date", "hardware", "python", "packages"}
+    keys = {"command", "commit", "date", "hardware", "python", "packages", "seeds", "wall_seconds"}
     assert keys <= measured.keys()
-    assert (path.stem in OLDER) == (not {"seeds", "wall_seconds"} <= measured.keys())
     assert measured["packages"]["flwr"]
     assert not measured["commit"].endswith("-changed")
 
