@@ -20,7 +20,10 @@ def test_every_script_starts(monkeypatch):
     for script in scripts:
         monkeypatch.setattr(sys, "argv", [str(script), "--help"])
         process = forks.Process(
-            target=runpy.run_path, args=[str(script)], kwargs={"run_name": "__main__"}
+            target=runpy.run_path,
+            args=[str(script)],
+            kwargs={"run_name": "__main__"},
+            daemon=True,  # one that hangs is killed at the end of the tests, not waited for
         )
         process.start()
         process.join(600)
