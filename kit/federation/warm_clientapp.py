@@ -1,10 +1,11 @@
+# Part of the kit: the same in every example, word for word. You need not read it to change one.
 """Run a SuperNode's ClientApps from a process that has imported PyTorch and the like before.
 
 Flower starts a process for each message, which imports everything anew: seconds of a round. Here
 each is forked from one that has done so, and still has a process and its memory to itself:
 
     flower-supernode … --isolation process --clientappio-api-address 127.0.0.1:9094
-    python tools/warm_clientapp.py --clientappio-api-address 127.0.0.1:9094 --preload torch
+    python …/warm_clientapp.py --clientappio-api-address 127.0.0.1:9094 --preload torch
 
 Built on what `flower-superexec` of the pinned Flower release is made of.
 """

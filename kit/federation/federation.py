@@ -1,13 +1,9 @@
-"""Run an example on a real federation on this machine: a SuperLink and SuperNodes, over TLS.
+# Part of the kit: the same in every example, word for word. You need not read it to change one.
+"""A SuperLink and SuperNodes on this machine, started for one app and taken down again."""
 
-Makes a certificate authority, certificates and keys, starts every part, registers the SuperNodes'
-keys, runs the app, follows its log, and takes everything down again. It prints each command, so
-that the same can be done by hand on machines apart: docs/deployment.md.
-"""
-
-import argparse
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -15,33 +11,29 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any, Self
 
-import psutil
-import typer
-from certificates import make_certificates, make_node_key, public_key_path
-from flwr.common.config import parse_config_args
-from orphans import end_with_parent
-from packaging.requirements import Requirement
-from repository import ROOT, as_run_config, flatten, flower_settings, load_toml
+from ..processes import cores, end_with_parent
 
+HERE = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
 LOOPBACK = "127.0.0.1"
 NAME = "this-machine"  # of the federation, in the copied app's pyproject.toml
-START_SECONDS = 120  # for a part to start: two busy cores need half a minute
+START_SECONDS = 300  # for a part to start while others do
 STOP_SECONDS = 10  # for a part to stop by itself
 LINUX = sys.platform == "linux"
-ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what ends the tool in good order
-LEFT_OUT = ("outputs", "__pycache__", ".*", "*.egg-info", "wandb")
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what ends a program in good order
+LEFT_OUT = ("outputs", "__pycache__", ".*", "*.egg-info", "wandb")  # of an app that is copied
 
 
 class FederationError(RuntimeError):
-    """A part of the federation did not start, or ended."""
+    """A part of the federation did not start, or ended; the text says which."""
 
 
 @dataclass
@@ -58,31 +50,35 @@ class Part:
     def says(self, text: str) -> bool:
         return text in self.log.read_text(errors="replace")
 
+    def connected(self) -> bool:
+        """Say whether this SuperNode has found its SuperLink."""
+        return self.says("SuperNode ID")
+
     def stop(self) -> None:
         """End the process and all that it started; kill what does not end by itself."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number)
-            deadline = time.monotonic() + STOP_SECONDS
-            while self.group() and time.monotonic() < deadline:
-                time.sleep(0.1)
-            if not self.group():
-                break
-        self.process.wait()
+        take_down([self])
 
-    def group(self) -> list[psutil.Process]:
-        """Return those of its processes that have not ended."""
-        self.process.poll()
-        found = []
-        for process in psutil.process_iter(["status"]):
-            with suppress(ProcessLookupError, psutil.Error):
-                if os.getpgid(process.pid) == self.process.pid:
-                    found.append(process)
-        return [process for process in found if process.info["status"] != psutil.STATUS_ZOMBIE]
+    def signal(self, number: int) -> bool:
+        """Send a signal, 0 for none, to those of its processes that are there; say if any is."""
+        self.process.poll()  # else it would stay, as a zombie
+        try:
+            os.killpg(self.process.pid, number)
+        except (ProcessLookupError, PermissionError):  # the latter on macOS, of zombies
+            return False
+        return True
+
+
+def take_down(parts: Iterable[Part]) -> None:
+    """End parts, all at once; kill what does not end by itself."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        parts = [part for part in parts if part.signal(number)]
+        deadline = time.monotonic() + STOP_SECONDS
+        while (parts := [part for part in parts if part.signal(0)]) and time.monotonic() < deadline:
+            time.sleep(0.1)
 
 
 class Federation:
-    """A SuperLink and SuperNodes on this machine, for one app.
+    """A SuperLink and SuperNodes on this machine, for one app; a context in which they run.
 
     Args:
         app: the app's folder; a copy of it is run, so that nothing is written there.
@@ -103,6 +99,9 @@ class Federation:
         database: bool = True,
         verbose: bool = True,
     ) -> None:
+        # Not above: `python -m …certificates` would find it imported, and warn.
+        from .certificates import make_certificates
+
         self.folder = folder.resolve()
         self.app = self.folder / "app"
         self.secure = secure
@@ -110,7 +109,9 @@ class Federation:
         self.preload = modules(app) if warm else []
         self.verbose = verbose
         self.parts: dict[str, Part] = {}
+        self.gone: set[str] = set()
         self.control, self.fleet, self.serverappio = free_addresses(3)
+        self.addresses = {self.control, self.fleet, self.serverappio}
         self.registered: set[Path] = set()
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
@@ -128,7 +129,7 @@ class Federation:
         shutil.copytree(app, self.app, ignore=shutil.ignore_patterns(*LEFT_OUT))
         if (app / ".gitignore").is_file():
             shutil.copy(app / ".gitignore", self.app)
-        trust = f'root-certificates = "{self.certificates / "ca.crt"}"'
+        trust = f"root-certificates = {json.dumps(str(self.certificates / 'ca.crt'))}"
         with (self.app / "pyproject.toml").open("a") as file:
             file.write(f'\n[tool.flwr.federations.{NAME}]\naddress = "{self.control}"\n')
             file.write(f"{trust if self.secure else 'insecure = true'}\n")
@@ -145,20 +146,21 @@ class Federation:
         self.stop()
 
     def stop(self) -> None:
-        """Take everything down, SuperNodes first; nothing interrupts that."""
+        """Take everything down, the SuperLink last; nothing interrupts that."""
         with uninterrupted():
-            for name in sorted(self.parts, key=lambda name: name == "superlink"):
-                self.parts[name].stop()
+            take_down(part for part in self.parts.values() if part.name != "superlink")
+            take_down(self.parts.values())
 
     def start_superlink(self) -> Part:
         """Start the SuperLink, on its database if it has one, and wait until it answers."""
-        command = [sys.executable, str(ROOT / "tools" / "superlink.py"), *self.tls_of_server()]
-        command += ["--control-api-address", self.control, "--fleet-api-address", self.fleet]
-        command += ["--serverappio-api-address", self.serverappio]
+        addresses = {"control": self.control, "fleet": self.fleet, "serverappio": self.serverappio}
+        command = [sys.executable, "-P", str(HERE / "superlink.py"), *self.tls_of_server()]
+        for name, address in addresses.items():
+            command += [f"--{name}-api-address", address]
         if self.database:
             command += ["--database", str(self.folder / "superlink.db")]
         part = self.start("superlink", command)
-        self.wait(part, lambda: all(map(answers, (self.control, self.fleet, self.serverappio))))
+        self.wait([part], lambda _: all(map(answers, addresses.values())))
         return part
 
     def tls_of_server(self) -> list[str]:
@@ -167,6 +169,21 @@ class Federation:
         files = {"ca-certfile": "ca.crt", "certfile": "server.crt", "keyfile": "server.key"}
         named = [(f"--ssl-{option}", self.certificates / file) for option, file in files.items()]
         return [str(word) for pair in named for word in pair] + ["--enable-supernode-auth"]
+
+    def start_supernodes(self, count: int, progress: Callable[[int], None] | None = None) -> None:
+        """Start SuperNodes one after the other, no more at once than there are cores.
+
+        Args:
+            count: how many; each holds one of as many partitions.
+            progress: called with the number of those that are connected.
+        """
+        starting: list[Part] = []
+        for partition in range(count):
+            starting.append(self.start_supernode(partition, count, wait=False))
+            most = cores() - 1 if partition + 1 < count else 0
+            starting = self.wait(starting, Part.connected, most)
+            if progress:
+                progress(partition + 1 - len(starting))
 
     def start_supernode(
         self,
@@ -192,15 +209,13 @@ class Federation:
         Raises:
             FederationError: it ended, or took too long.
         """
-        name, [address] = f"supernode-{partition}", free_addresses(1)
+        name, address = f"supernode-{partition}", self.new_address()
         command = ["flower-supernode", "--superlink", self.fleet]
         command += ["--clientappio-api-address", address]
         holds = f"partition-id={partition} num-partitions={partitions} {node_config}".strip()
         command += ["--node-config", holds]
         if self.secure if secure is None else secure:
-            key = self.folder / "keys" / name
-            if not key.exists():
-                make_node_key(key)
+            key = self.key(name)
             if register:
                 self.register(key)
             command += ["--root-certificates", str(ca or self.certificates / "ca.crt")]
@@ -211,18 +226,34 @@ class Federation:
         isolation = ["--isolation", "process"] * bool(self.preload)
         part = self.start(name, command + isolation, threads)
         if self.preload:
-            command = [sys.executable, str(ROOT / "tools" / "warm_clientapp.py")]
+            command = [sys.executable, "-P", str(HERE / "warm_clientapp.py")]
             command += ["--clientappio-api-address", address, "--preload", *self.preload]
             self.start(f"clientapp-{partition}", command, threads)
         if wait:
-            self.wait(part, lambda: part.says("SuperNode ID"))
+            self.wait([part], Part.connected)
         return part
+
+    def new_address(self) -> str:
+        """Return a free address that no other part was given, which may not use it yet."""
+        while (address := free_addresses(1)[0]) in self.addresses:
+            continue
+        self.addresses.add(address)
+        return address
+
+    def key(self, name: str) -> Path:
+        """Return a SuperNode's private key, made if there is none; the public one is beside it."""
+        from .certificates import make_node_key  # as in `__init__`
+
+        key = self.folder / "keys" / name
+        if not key.exists():
+            make_node_key(key)
+        return key
 
     def register(self, key: Path) -> None:
         """Register the public key beside a private key, unless this federation has it."""
         if key in self.registered:
             return
-        public = public_key_path(key)
+        public = key.with_name(f"{key.name}.pub")
         done = self.call(["flwr", "supernode", "register", str(public), str(self.app), NAME])
         if "registered successfully" not in done and "already in use" not in done:
             raise FederationError(f"{public} could not be registered:\n{done}")
@@ -243,35 +274,37 @@ class Federation:
             FederationError: the SuperLink ended, or no SuperNode is left.
         """
         command = ["flwr", "log", str(run_id), str(self.app), NAME, "--stream"]
-        if self.verbose:
-            print(f"$ {shlex.join(command)}", flush=True)
+        self.say(command)
         stream = subprocess.Popen([BIN / command[0], *command[1:]], env=self.environment())
-        gone: set[str] = set()
         try:
             while stream.poll() is None:
-                self.check(gone)
+                self.check()
                 time.sleep(0.5)
         finally:
             stream.kill()
             stream.wait()
-        self.check(gone)
+        self.check()
         return self.status(run_id)
 
-    def check(self, gone: set[str]) -> None:
+    def check(self) -> None:
         """Say which parts have ended since the last look; without SuperLink there is no run.
 
         A SuperNode whose warm ClientApps have ended would take messages and never answer, so it
         is ended as well, and Flower tells the run.
+
+        Raises:
+            FederationError: the SuperLink ended, or no SuperNode is left.
         """
         for part in self.parts.values():
-            if not part.running() and part.name not in gone:
-                gone.add(part.name)
+            if not part.running() and part.name not in self.gone:
+                self.gone.add(part.name)
                 print(f"{part.name} ended, exit status {part.process.returncode}: {part.log}")
                 if part.name.startswith("clientapp"):
                     self.parts[part.name.replace("clientapp", "supernode")].stop()
         nodes = {name for name in self.parts if name.startswith("supernode")}
-        if "superlink" in gone or nodes <= gone:
-            raise FederationError("the SuperLink ended" if nodes - gone else "no SuperNode is left")
+        if "superlink" in self.gone or nodes <= self.gone:
+            alive = "superlink" not in self.gone
+            raise FederationError("no SuperNode is left" if alive else "the SuperLink ended")
 
     def status(self, run_id: int) -> str:
         answer = self.ask(["flwr", "ls", str(self.app), NAME, "--run-id", str(run_id)])
@@ -296,8 +329,7 @@ class Federation:
 
     def call(self, command: list[str]) -> str:
         """Run one of Flower's commands to its end and return what it printed."""
-        if self.verbose:
-            print(f"$ {shlex.join(command)}", flush=True)
+        self.say(command)
         done = subprocess.run(
             [BIN / command[0], *command[1:]],
             env=self.environment(),
@@ -313,10 +345,10 @@ class Federation:
         Args:
             name: what its log is called.
             command: what to run.
-            threads: how many PyTorch may use in it, so that parts do not slow each other down.
+            threads: how many PyTorch may use in it, so that parts do not slow each other down; the
+                environment's OMP_NUM_THREADS goes before.
         """
-        if self.verbose:
-            print(f"$ {shlex.join(command)}", flush=True)
+        self.say(command)
         launcher, log = os.getpid(), self.folder / "logs" / f"{name}.log"
         with log.open("w") as file:
             process = subprocess.Popen(
@@ -329,7 +361,12 @@ class Federation:
                 preexec_fn=(lambda: end_with_parent(launcher)) if LINUX else None,
             )
         self.parts[name] = Part(name, process, log)
+        self.gone.discard(name)
         return self.parts[name]
+
+    def say(self, command: list[str]) -> None:
+        if self.verbose:
+            print(f"$ {shlex.join(command)}", flush=True)
 
     def environment(self, name: str = "cli", threads: int | None = None) -> dict[str, str]:
         """Give each part a place of its own for its apps, and no proxy on the way to the others."""
@@ -338,18 +375,26 @@ class Federation:
         own = {"FLWR_HOME": str(self.folder / "flwr" / name), "no_grpc_proxy": ",".join(direct)}
         own |= {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
         if threads:
-            own |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+            own |= {"OMP_WAIT_POLICY": "PASSIVE"}
+            own |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
         return os.environ | own
 
-    def wait(self, part: Part, ready: Callable[[], bool]) -> None:
+    def wait(self, parts: list[Part], ready: Callable[[Part], bool], most: int = 0) -> list[Part]:
+        """Wait until no more than `most` of the parts are not ready; return those.
+
+        Raises:
+            FederationError: one has ended, or they take too long.
+        """
         deadline = time.monotonic() + START_SECONDS
-        while not ready():
-            if not part.running() or time.monotonic() > deadline:
-                lines = part.log.read_text(errors="replace").strip().splitlines()
-                tail = "\n".join(lines[-15:])
-                what = "ended" if not part.running() else f"was not ready in {START_SECONDS} s"
-                raise FederationError(f"{part.name} {what}; {part.log} ends with\n{tail}")
+        while len(parts := [part for part in parts if not ready(part)]) > most:
+            for part in parts:
+                if not part.running() or time.monotonic() > deadline:
+                    lines = part.log.read_text(errors="replace").strip().splitlines()
+                    tail = "\n".join(lines[-15:])
+                    what = "ended" if not part.running() else f"was not ready in {START_SECONDS} s"
+                    raise FederationError(f"{part.name} {what}; {part.log} ends with\n{tail}")
             time.sleep(0.2)
+        return parts
 
 
 @contextmanager
@@ -363,11 +408,10 @@ def uninterrupted() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def exit_on_signals() -> None:
+    """Have the other signals end this program in good order, as Ctrl-C does."""
+    for number in ENDINGS[1:]:
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 def free_addresses(count: int) -> list[str]:
@@ -389,90 +433,16 @@ def answers(address: str) -> bool:
 
 def modules(app: Path) -> list[str]:
     """Return what an app's dependencies are imported as."""
-    declared = load_toml(app / "pyproject.toml")["project"]["dependencies"]
-    names = {Requirement(text).name.lower() for text in declared}
-    provided = packages_distributions().items()
-    return sorted(m for m, of in provided if names & {name.lower() for name in of})
+    project = tomllib.loads((app / "pyproject.toml").read_text("utf-8"))["project"]
+    names = {package(text) for text in project.get("dependencies", [])}
+    return sorted(m for m, of in packages_distributions().items() if names & set(map(package, of)))
 
 
-def settings(app: Path, offline: bool, run_config: str) -> dict[str, Any]:
-    """Return what is set differently from pyproject.toml: offline.toml, and what was given."""
-    overrides: dict[str, Any] = flatten(load_toml(app / "offline.toml")) if offline else {}
-    if run_config.endswith(".toml"):
-        overrides |= flatten(load_toml(Path(run_config)))
-    else:
-        overrides |= parse_config_args([run_config])
-    return overrides
+def package(requirement: str) -> str:
+    """Return the package that a requirement names, in the one spelling that stands for all."""
+    return re.sub(r"[-_.]+", "-", re.match(r"\s*([\w.-]+)", requirement)[1]).lower()
 
 
-def replies_needed(app: Path, changes: dict[str, Any]) -> int:
-    """Return `min-replies`, as it stands in the app's settings; 1 where it has none."""
-    declared = flatten(flower_settings(app)["app"]["config"]) | changes
-    return int(declared.get("min-replies", declared.get("strategy.min-replies", 1)))
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("app", type=Path, help="an app's folder, examples/<name>")
-    parser.add_argument("--num-supernodes", type=int, default=2, metavar="N")
-    parser.add_argument("--offline", action="store_true", help="with the app's offline.toml")
-    parser.add_argument("--run-config", default="", help="'key=value key=value', or a TOML file")
-    parser.add_argument("--insecure", action="store_true", help="no TLS and no authentication")
-    parser.add_argument("--warm", action="store_true", help="import PyTorch once, not in each step")
-    parser.add_argument("--keep", action="store_true", help="leave it up until Ctrl-C")
-    parser.add_argument("--folder", type=Path, help="keep keys, database and logs, and use them")
-    arguments = parser.parse_args()
-    if arguments.num_supernodes < 1:
-        parser.error(f"--num-supernodes {arguments.num_supernodes}: at least 1 is needed")
-    if not (arguments.app / "pyproject.toml").is_file():
-        parser.error(f"{arguments.app} holds no pyproject.toml; name an example's folder")
-    app = arguments.app.resolve()
-    folder = arguments.folder or ROOT / ".federations" / f"{app.name}-{os.getpid()}"
-    if folder.resolve().is_relative_to(app):
-        parser.error(f"--folder {folder} is inside the app, which is copied into it")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "logs").is_dir():
-        parser.error(f"--folder {folder} holds files that are not a federation's; name another")
-    try:
-        changes = settings(app, arguments.offline, arguments.run_config)
-    except (OSError, ValueError, typer.Exit) as error:
-        parser.error(f"--run-config {arguments.run_config!r} cannot be read ({error})")
-    needed = replies_needed(app, changes)
-    if arguments.num_supernodes < needed:
-        parser.error(
-            f"--num-supernodes {arguments.num_supernodes}: this run waits for min-replies = "
-            f"{needed}; start as many, or lower it with --run-config"
-        )
-    for number in ENDINGS[1:]:
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
-    status = "not run"
-    try:
-        with Federation(
-            app, folder, secure=not arguments.insecure, warm=arguments.warm
-        ) as federation:
-            for partition in range(arguments.num_supernodes):
-                federation.start_supernode(partition, arguments.num_supernodes)
-            run_id = federation.run(as_run_config(changes))
-            status = federation.follow(run_id)
-            print(f"Run {run_id}: {status}")
-            if arguments.keep:
-                print(f"Still up, until Ctrl-C. To run more:\n$ flwr run {federation.app} {NAME}")
-                gone: set[str] = set()
-                while True:
-                    federation.check(gone)
-                    time.sleep(0.5)
-    except FederationError as error:
-        print(f"Error: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("Interrupted: taken down")
-        if status == "not run":
-            return 130
-    if status == "finished:completed":
-        if not arguments.folder:
-            shutil.rmtree(folder)
-        return 0
-    print(f"Logs: {folder / 'logs'}", file=sys.stderr)
-    return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def as_run_config(settings: dict[str, Any]) -> str:
+    """Return {"a.b": 1} as `a.b=1`, the form that --run-config takes."""
+    return " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())

@@ -1,3 +1,4 @@
+# Part of the kit: the same in every example, word for word. You need not read it to change one.
 """Certificates and keys of a federation: its own CA, a server certificate, a key for each node.
 
 Elliptic curve P-384 throughout, which is what Flower's authentication of SuperNodes asks for.
@@ -32,7 +33,7 @@ def make_certificates(folder: Path, names: Iterable[str] = NAMES) -> None:
         ec.generate_private_key(ec.SECP384R1()),
         ec.generate_private_key(ec.SECP384R1()),
     )
-    ca_name = common_name("flower-examples CA")
+    ca_name = common_name("Federation CA")
     ca = (
         certificate(ca_name, ca_name, ca_key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
