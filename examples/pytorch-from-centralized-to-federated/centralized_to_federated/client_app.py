@@ -8,10 +8,10 @@ from torch import nn
 
 from centralized_to_federated import task
 from centralized_to_federated.config import Config
-from centralized_to_federated.node import partition_id
-from centralized_to_federated.partition import load_partition
+from centralized_to_federated.kit.flower import identify, partition_id
 
 app = ClientApp()
+app.query()(identify)
 
 
 @app.train()
@@ -45,19 +45,12 @@ def evaluate(message: Message, context: Context) -> Message:
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
 
-@app.query()
-def identify(message: Message, context: Context) -> Message:
-    """Tell which partition this node holds: node ids are random."""
-    node = MetricRecord({"partition-id": partition_id(context)})
-    return Message(RecordDict({"node": node}), reply_to=message)
-
-
 def prepare(
     message: Message, context: Context
 ) -> tuple[Config, tuple[task.Examples, task.Examples], nn.Module]:
     """Return the settings, this client's training and test data, and the global model."""
     config = Config.from_run_config(context.run_config)
-    data = load_partition(
+    data = task.load_partition(
         config.dataset,
         partition_id(context),
         int(context.node_config["num-partitions"]),

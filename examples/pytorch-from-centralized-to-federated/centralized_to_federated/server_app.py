@@ -2,12 +2,14 @@
 
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvgM
 
 from centralized_to_federated import task
 from centralized_to_federated.config import Config
-from centralized_to_federated.errors import shown
-from centralized_to_federated.outputs import open_run, state_of
-from centralized_to_federated.strategy import MomentumFedAvg
+from centralized_to_federated.kit.clients import Draw
+from centralized_to_federated.kit.flower import shown
+from centralized_to_federated.kit.loop import Loop
+from centralized_to_federated.kit.run import Run
 
 app = ServerApp()
 
@@ -16,7 +18,7 @@ app = ServerApp()
 @shown
 def main(grid: Grid, context: Context) -> None:
     config = Config.from_run_config(context.run_config)
-    state = state_of(config, dict(context.run_config))
+    run = Run(config, context.run_config)
     test_data = task.load(config.dataset, "test")
     network = task.build(config.network, task.num_classes(config.dataset), config.seed)
 
@@ -25,8 +27,11 @@ def main(grid: Grid, context: Context) -> None:
         loss, accuracy = task.evaluate(network, test_data)
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 
-    with open_run(config, state) as run:
-        MomentumFedAvg(config, run.state, run.save).start(
+    strategy = FedAvgM(server_momentum=config.server_momentum)
+    strategy.server_opt = True  # the same arithmetic whatever the momentum
+    draw = Draw(config.fraction_train, config.fraction_evaluate, config.min_replies, config.seed)
+    with run:
+        Loop(strategy, run, draw).start(
             grid,
             ArrayRecord(network.state_dict()),
             num_rounds=config.num_server_rounds,

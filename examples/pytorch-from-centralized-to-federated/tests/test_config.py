@@ -1,4 +1,4 @@
-"""The run config: complete, typed, refused by name where it is wrong; the same as cifar.py's."""
+"""This example's own settings, the same as cifar.py's; how they work is tested with the kit."""
 
 import re
 import subprocess
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from centralized_to_federated.config import MAY_CHANGE, Config
+from centralized_to_federated.config import Config
 
 APP = Path(__file__).parents[1]
 
@@ -15,7 +15,7 @@ def test_defaults_are_complete(run_config):
     config = Config.from_run_config(run_config)
     assert config.dataset == "uoft-cs/cifar10"
     assert config.partitioning == "same"
-    assert run_config.keys() >= MAY_CHANGE
+    assert Config.may_change() < run_config.keys()
     assert len(config.__dataclass_fields__) == len(run_config)
 
 
@@ -34,18 +34,11 @@ def test_centralised_project_has_the_same_defaults(run_config):
     [
         ("partitioning", "random", "one of same, iid, dirichlet"),
         ("network", "resnet", "one of compact, tutorial"),
-        ("max-update-ratio", 1.0, "a number above 1"),
         ("server-momentum", 1.0, r"a number in \[0, 1\)"),
-        ("num-server-rounds", 0, "a number of at least 1"),
+        ("local-epochs", 0, "a number of at least 1"),
         ("batch-size", "many", r"a number of at least 1 \(whole number\)"),
     ],
 )
 def test_bad_value_is_refused_by_name(run_config, key, value, allowed):
     with pytest.raises(ValueError, match=rf"{key} = {value!r} is not valid; allowed: {allowed}"):
         Config.from_run_config(run_config | {key: value})
-
-
-def test_missing_key_is_named(run_config):
-    del run_config["network"]
-    with pytest.raises(ValueError, match="key 'network' is missing"):
-        Config.from_run_config(run_config)

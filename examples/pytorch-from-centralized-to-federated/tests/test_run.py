@@ -1,10 +1,8 @@
-"""The commands that a user runs, to the end and through trouble."""
+"""The README's commands, with the numbers that it promises; and runs in one process."""
 
-import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,22 +12,26 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 from centralized_to_federated import task
-
-from .running import (
+from centralized_to_federated.kit.flower import RunFailed
+from centralized_to_federated.kit.testing import (
     APP,
     BIN,
-    as_run_config,
+    copy,
     environment,
-    faulty_copy,
+    in_process,
     kill,
     offline,
     only_run,
     posix_only,
     results,
     run,
+    run_as_the_readme_says,
     simulation,
     start,
+    stop_at,
 )
+
+from . import faulty_client
 
 # The numbers that the README promises: digits offline, and CIFAR-10.
 OFFLINE_ACCURACY, OFFLINE_TOLERANCE = 0.98, 0.015
@@ -39,26 +41,15 @@ pytestmark = posix_only
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, str]:
-    """The offline run as the README has it, uninterrupted: where it stood, and its log."""
+def finished(tmp_path_factory) -> Path:
+    """The folder where the offline run was made as the README has it, uninterrupted."""
     folder = tmp_path_factory.mktemp("finished")
-    done = run([BIN / "flwr", "run", APP, "--run-config", APP / "offline.toml"], folder)
-    assert list(folder.glob("outputs/*/*/curves.png")), done.stdout
-    return folder, done.stdout
+    run_as_the_readme_says(folder, "model.safetensors")
+    return folder
 
 
 def test_run_leaves_what_the_readme_says(finished):
-    folder, log = finished
-    path = only_run(folder)
-    assert {file.name for file in path.iterdir()} == {
-        *("config.json", "results.json", "curves.png"),
-        *("checkpoint.safetensors", "model.safetensors"),
-    }
-    logged = re.findall(r"INFO.*?:\s+(\S.*)", log)
-    assert logged[0] == f"Outputs: {path}" == logged[-1]
-    assert json.loads((path / "config.json").read_text())["dataset"] == "digits"
-    history = results(folder)
-    assert [entry["round"] for entry in history] == list(range(6))
+    path, history = only_run(finished), results(finished)
     assert history[1].keys() == {
         *("round", "train_metrics", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp"),
         "clients",
@@ -77,10 +68,8 @@ def test_centralised_and_federated_are_the_same_training(tmp_path):
     assert done.returncode == 0, done.stdout
     loss, accuracy = re.search(r"Test loss: (.*), accuracy: (.*)", done.stdout).groups()
 
-    config = offline(num_server_rounds=1, local_epochs=2, min_replies=1)
-    done = run(simulation(APP, config, nodes=1), tmp_path)
-    assert done.returncode == 0, done.stdout
-    federated = results(tmp_path)[1]["evaluate_metrics_serverapp"]
+    history = in_process(tmp_path, 1, num_server_rounds=1, local_epochs=2, min_replies=1)
+    federated = history[1]["evaluate_metrics_serverapp"]
     assert federated["loss"] == pytest.approx(float(loss), abs=1e-3)
     assert federated["accuracy"] == pytest.approx(float(accuracy), abs=0.003)  # an image
 
@@ -98,7 +87,7 @@ def test_centralised_and_federated_are_the_same_training(tmp_path):
 @pytest.mark.thorough
 def test_killed_and_resumed_gives_the_same_results(finished, tmp_path):
     """SIGKILL in the middle of a round; then resume, in the same folder."""
-    command = simulation(APP, str(APP / "offline.toml"))
+    command = simulation(APP, APP / "offline.toml")
     kill(start(command, tmp_path, until=lambda log: "[ROUND 3/5]" in log))
     assert len(results(tmp_path)) in (3, 4)
 
@@ -106,45 +95,38 @@ def test_killed_and_resumed_gives_the_same_results(finished, tmp_path):
     done = run(simulation(APP, config), tmp_path)
     assert done.returncode == 0, done.stdout
     assert "Resuming after round" in done.stdout
-    assert results(tmp_path) == results(finished[0])[:6]
+    assert results(tmp_path) == results(finished)[:6]
 
 
-@pytest.mark.thorough
-def test_bad_value_ends_the_run_before_it_starts(tmp_path):
-    done = run(simulation(APP, offline(momentum=2.0)), tmp_path)
-    assert done.returncode != 0
-    assert "momentum = 2.0 is not valid; allowed: a number in [0, 1)" in done.stdout
-    assert not (tmp_path / "outputs").exists()
+def test_interrupted_and_resumed_gives_the_same_results(tmp_path):
+    settings = {"num_server_rounds": 2, "partitioning": "iid", "server_momentum": 0.5}
+    whole = in_process(tmp_path / "whole", 4, **settings)
+    with pytest.raises(KeyboardInterrupt):
+        in_process(tmp_path / "stopped", 4, stop_at(15), **settings)
+    folder = str(only_run(tmp_path / "stopped"))
+    assert in_process(tmp_path / "stopped", 4, **settings, resume_from=folder) == whole
 
 
-@pytest.mark.thorough
-def test_bad_clients_cost_their_contribution_and_too_few_end_the_run(tmp_path, monkeypatch):
+def test_bad_clients_cost_their_contribution_and_too_few_end_the_run(tmp_path, monkeypatch, caplog):
     """Of six clients four misbehave: with min-replies 2 the run goes on, with 3 it ends."""
-    app = faulty_copy(tmp_path)
-    for partition, fault in enumerate(("raise", "nan", "shape", "enormous"), start=1):
+    faults = {"raise": "the disk is full", "nan": "0.weight holds NaN or infinity"}
+    faults["shape"] = "0.weight has shape (31, 3, 3, 3), not (32, 3, 3, 3)"
+    faults["enormous"] = "times as long as the median"
+    for partition, fault in enumerate(faults, start=1):
         monkeypatch.setenv(f"FAULT_{partition}", fault)
     settings = {"num_server_rounds": 1, "partitioning": "iid"}
-    done = run(simulation(app, offline(**settings, min_replies=3), nodes=6), tmp_path)
-    assert done.returncode != 0
-    assert "round 1: 2 of 6 training replies can be used, min-replies = 3" in done.stdout
-    folder = only_run(tmp_path)
-    assert f"round 0 is safe: resume-from='{folder}'" in done.stdout
+    with pytest.raises(RunFailed, match="round 1: 2 of 6 training replies can be used, min-replie"):
+        in_process(tmp_path, 6, faulty_client.app, **settings, min_replies=3)
+    folder = str(only_run(tmp_path))
+    assert f"round 0 is safe: resume-from='{folder}'" in caplog.text
 
-    config = offline(**settings, min_replies=2, resume_from=str(folder))
-    done = run(simulation(app, config, nodes=6), tmp_path)
-    assert done.returncode == 0, done.stdout
-    for partition, problem in enumerate(
-        [
-            "the disk is full",
-            r"0\.weight holds NaN or infinity",
-            r"0\.weight has shape \(31, 3, 3, 3\), not \(32, 3, 3, 3\)",
-            "its update is .* times as long as the median",
-        ],
-        start=1,
-    ):
-        assert re.search(f"Partition {partition} left out of training: .*{problem}", done.stdout)
-    trained = [c["partition"] for c in results(tmp_path)[1]["clients"] if "train_loss" in c]
-    assert trained == [0, 5]
+    history = in_process(tmp_path, 6, faulty_client.app, **settings, resume_from=folder)
+    for partition, problem in enumerate(faults.values(), start=1):
+        line = f"Partition {partition} left out of training: "
+        told = [r.getMessage() for r in caplog.records if r.getMessage().startswith(line)]
+        assert all(problem in text for text in told)
+        assert told
+    assert [c["partition"] for c in history[1]["clients"] if "train_loss" in c] == [0, 5]
 
 
 def commands_of_the_readme(section: str) -> list[list[str]]:
@@ -191,11 +173,11 @@ def four_terminals(app: Path, folder: Path) -> bool:
     return True
 
 
+@pytest.mark.thorough
 def test_four_terminals_as_the_readme_has_them(tmp_path):
     """SuperLink, two SuperNodes and `flwr run`, word by word, in a copy of this folder."""
     for attempt in range(3):
-        app = tmp_path / str(attempt) / "app"
-        shutil.copytree(APP, app, ignore=shutil.ignore_patterns("outputs", "__pycache__", ".venv"))
+        app = copy(tmp_path / str(attempt))
         if four_terminals(app, app.parent):
             break
     accuracy = results(app)[5]["evaluate_metrics_serverapp"]["accuracy"]
@@ -204,7 +186,6 @@ def test_four_terminals_as_the_readme_has_them(tmp_path):
 
 def test_real_cifar_reaches_what_the_readme_promises(real_data, tmp_path):
     settings = {"dataset": str(real_data / "cifar10"), "partitioning": "iid"}
-    done = run(simulation(APP, as_run_config(settings)), tmp_path)
-    assert done.returncode == 0, done.stdout
-    accuracy = results(tmp_path)[10]["evaluate_metrics_serverapp"]["accuracy"]
+    history = in_process(tmp_path, 2, **settings, num_server_rounds=10)
+    accuracy = history[10]["evaluate_metrics_serverapp"]["accuracy"]
     assert accuracy == pytest.approx(CIFAR_ACCURACY, abs=CIFAR_TOLERANCE)

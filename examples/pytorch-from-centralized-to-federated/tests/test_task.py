@@ -1,10 +1,9 @@
 """Networks, data and partitions."""
 
-import datasets
 import pytest
 import torch
 from centralized_to_federated import task
-from centralized_to_federated.partition import load_partition
+from centralized_to_federated.task import load_partition
 
 
 def load(partition_id: int, partitioning: str, partitions: int = 4, minimum: int = 10):
@@ -59,24 +58,6 @@ def test_training_repeats_exactly_and_learns():
     assert torch.equal(*weights)
     assert loss < 0.6
     assert task.evaluate(network, task.load("digits", "test"))[1] > 0.9
-
-
-def test_unreachable_hub_is_one_line_with_the_way_out(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(RuntimeError, match=r"offline\.toml") as error:
-        task.load_split("nobody/no-such-dataset", "train")
-    assert "dataset = 'nobody/no-such-dataset'" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_images_of_another_size_are_named():
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
-    )
-    image = torch.zeros(40, 30, 3, dtype=torch.uint8).numpy()
-    data = datasets.Dataset.from_dict({"image": [image], "label": [1]}, features=features)
-    with pytest.raises(RuntimeError, match=r"an image is 30x40, the networks take 32x32"):
-        task.decode(data, "mine")
 
 
 def test_real_cifar(real_data):
