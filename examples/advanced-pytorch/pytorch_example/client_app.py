@@ -2,25 +2,25 @@
 
 import math
 
-import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
 from pytorch_example import task
-from pytorch_example.config import PERSONAL_HEAD, Config
-from pytorch_example.mods import carry_head, clip_update
-from pytorch_example.node import partition_id
+from pytorch_example.config import Config
+from pytorch_example.heads import PERSONAL_HEAD, carry_head
+from pytorch_example.kit.flower import identify, partition_id
+from pytorch_example.kit.seeds import derive_seed
+from pytorch_example.privacy import clip_update
 
 app = ClientApp()
 
 
 @app.query()
-def identify(message: Message, context: Context) -> Message:
-    """Tell which partition this node holds (node ids are random) and that it can be loaded."""
+def query(message: Message, context: Context) -> Message:
+    """Tell which partition this node holds, once it is known that it can be loaded."""
     load_data(Config.from_run_config(context.run_config), context)
-    node = MetricRecord({"partition-id": partition_id(context)})
-    return Message(RecordDict({"node": node}), reply_to=message)
+    return identify(message, context)
 
 
 @app.train(mods=[carry_head, clip_update])
@@ -36,7 +36,7 @@ def train(message: Message, context: Context) -> Message:
         examples,
         epochs=config.local_epochs,
         batch_size=config.batch_size,
-        learning_rate=round_config["learning-rate"],
+        learning_rate=round_config.get("learning-rate", config.learning_rate),
         momentum=config.momentum,
         seed=derive_seed(config.seed, round_config["server-round"], partition_id(context)),
         personal_head=head,
@@ -68,11 +68,6 @@ def evaluate(message: Message, context: Context) -> Message:
     for personal_loss, personal_accuracy in personal:
         metrics |= {"personal_eval_loss": personal_loss, "personal_eval_acc": personal_accuracy}
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
-
-
-def derive_seed(*parts: int) -> int:
-    """Return an independent seed for each combination of whole numbers."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 def load_data(config: Config, context: Context) -> tuple[task.Examples, task.Examples]:

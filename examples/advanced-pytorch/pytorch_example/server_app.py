@@ -1,14 +1,21 @@
-"""The server: reads the config, starts or resumes the run, saves every round."""
+"""The server: what is trained, by which strategy, and how it is tested."""
+
+import math
+from dataclasses import replace
 
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
 
 from pytorch_example import task
 from pytorch_example.config import Config
-from pytorch_example.errors import shown
-from pytorch_example.outputs import open_run, state_of
-from pytorch_example.privacy import PrivateFedAvg
+from pytorch_example.heads import WithPersonalHeads
+from pytorch_example.kit.clients import Clients, Draw
+from pytorch_example.kit.flower import shown
+from pytorch_example.kit.loop import Loop
+from pytorch_example.kit.run import Run
+from pytorch_example.privacy import WithPrivacy
 from pytorch_example.strategy import CustomFedAvg
 from pytorch_example.tracking import tracker
 
@@ -19,7 +26,10 @@ app = ServerApp()
 @shown
 def main(grid: Grid, context: Context) -> None:
     config = Config.from_run_config(context.run_config)
-    state = state_of(config, dict(context.run_config))
+    if config.private:
+        # Clipping bounds an update, and the median would let one client decide about another.
+        config = replace(config, max_update_ratio=math.inf)
+    run = Run(config, context.run_config)
     test_data = task.load_test(config.dataset)  # before anything is written
     torch.manual_seed(config.seed)
     model = task.Net(task.num_classes(config.dataset))
@@ -30,17 +40,28 @@ def main(grid: Grid, context: Context) -> None:
         [(loss, accuracy)] = task.evaluate(model, test_data, model.head)
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 
-    with (
-        open_run(config, state) as run,
-        tracker(config, run.folder, run.state.config) as log_round,
-    ):
+    strategy: Strategy = CustomFedAvg(
+        config.learning_rate,
+        config.learning_rate_decay,
+        config.server_momentum,
+        config.server_learning_rate,
+    )
+    if config.private:
+        seed = config.seed if config.dp_repeatable_noise else None
+        strategy = WithPrivacy(strategy, config.dp_noise_multiplier, config.dp_clipping_norm, seed)
+    clients = Clients(grid, config)
+    strategy = WithPersonalHeads(strategy, clients.partitions.__getitem__)
+    draw = Draw(config.fraction_train, config.fraction_evaluate, config.min_replies, config.seed)
 
-        def save_round() -> None:
-            run.save()
-            log_round(run.state.history[-1])
-
-        strategy = PrivateFedAvg if config.private else CustomFedAvg
-        strategy(config, run.state, save_round).start(
+    with run, tracker(config, run) as log_round:
+        Loop(
+            strategy,
+            run,
+            draw,
+            clients=clients,
+            remarks=lambda server_round, each: {},  # no client's figures in results.json
+            on_round_end=log_round,
+        ).start(
             grid,
             ArrayRecord(model.state_dict()),
             num_rounds=config.num_server_rounds,

@@ -1,83 +1,64 @@
-"""FedAvg with server momentum, a decaying learning rate, and heads that come back to clients."""
+"""FedAvg with server momentum and a decaying learning rate."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-
-from pytorch_example.checkpoint import Arrays, RunState
-from pytorch_example.config import PERSONAL_HEAD, Config
-from pytorch_example.momentum import step
-from pytorch_example.replies import to_numpy, to_record
-from pytorch_example.rounds import Rounds
-
-HEADS = "personal-heads"  # in what the server keeps, beside the velocities
+from flwr.serverapp.strategy import FedAvg
 
 
-class CustomFedAvg(Rounds):
-    """FedAvg with server momentum (Hsu et al. 2019), over clients that keep a head of their own.
+class CustomFedAvg(FedAvg):
+    """FedAvg with server momentum (Hsu et al. 2019) and a learning rate that decays by the round.
+
+    velocity = momentum * velocity + (average - model)
+    model    = model + server_learning_rate * velocity
 
     Source: https://arxiv.org/abs/1909.06335
 
     Args:
-        config, state, on_round_end: as for `Rounds`.
+        learning_rate: the clients', in the first round.
+        learning_rate_decay: factor a round.
+        server_momentum: in [0, 1); 0 is plain FedAvg.
+        server_learning_rate: at 1 and without momentum the new model is the average.
     """
 
-    def __init__(self, config: Config, state: RunState, on_round_end: Callable[[], None]) -> None:
-        super().__init__(
-            config,
-            state,
-            on_round_end,
-            fraction_train=config.fraction_train,
-            fraction_evaluate=config.fraction_evaluate,
-        )
-        self.heads_to_return = personal_heads(state)  # after a resume, clients start empty
-        self.new_heads: dict[int, Arrays] = {}  # by partition, of this round
-
-    def remarks(self, server_round: int) -> dict[str, Any]:
-        return {}
+    def __init__(
+        self,
+        learning_rate: float,
+        learning_rate_decay: float = 1.0,
+        server_momentum: float = 0.0,
+        server_learning_rate: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.learning_rate, self.learning_rate_decay = learning_rate, learning_rate_decay
+        self.server_momentum, self.server_learning_rate = server_momentum, server_learning_rate
+        self.model = ArrayRecord()
+        self.velocity: dict[str, np.ndarray] = {}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Send the global model and this round's learning rate to a sample of the clients."""
-        decay = self.config.learning_rate_decay ** (server_round - 1)
-        config["learning-rate"] = self.config.learning_rate * decay
+        """Send the global model and this round's learning rate."""
+        self.model = arrays
+        decay = self.learning_rate_decay ** (server_round - 1)
+        config["learning-rate"] = self.learning_rate * decay
         return super().configure_train(server_round, arrays, config, grid)
-
-    def content(self, partition: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
-        content = super().content(partition, arrays, config)
-        if partition in self.heads_to_return:
-            content[PERSONAL_HEAD] = to_record(self.heads_to_return[partition])
-        return content
-
-    def note(self, partition: int, phase: str, content: RecordDict) -> None:
-        """Take a client's head out of its reply: FedAvg averages one record of arrays for each."""
-        self.heads_to_return.pop(partition, None)
-        if PERSONAL_HEAD in content:
-            self.new_heads[partition] = to_numpy(content.pop(PERSONAL_HEAD))
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord, MetricRecord]:
-        """Average the good updates and step towards the average."""
-        self.new_heads = {}
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average the clients' models and step towards the average."""
         average, metrics = super().aggregate_train(server_round, replies)
-        for partition, head in self.new_heads.items():
-            self.state.server |= {f"{HEADS}/{partition}/{k}": v for k, v in head.items()}
-        server, momentum = self.state.server, self.config.server_momentum
-        moved = step(
-            self.state.arrays, to_numpy(average), server, momentum, self.config.server_learning_rate
-        )
-        return to_record(moved), metrics
+        if average is None:
+            return average, metrics
+        return ArrayRecord({name: self.step(name, average[name]) for name in average}), metrics
 
-
-def personal_heads(state: RunState) -> dict[int, Arrays]:
-    """Return the clients' heads by partition, as far as they have sent them."""
-    heads: dict[int, Arrays] = {}
-    for name, value in state.server.items():
-        if name.startswith(f"{HEADS}/"):
-            _, partition, key = name.split("/")
-            heads.setdefault(int(partition), {})[key] = value
-    return heads
+    def step(self, name: str, average: Array) -> Array:
+        """Return an array of the model, moved by its velocity."""
+        value = self.model[name].numpy()
+        velocity = average.numpy() - value
+        if name in self.velocity:
+            velocity += self.server_momentum * self.velocity[name]
+        self.velocity[name] = velocity
+        return Array((value + self.server_learning_rate * velocity).astype(value.dtype))

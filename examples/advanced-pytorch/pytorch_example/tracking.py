@@ -12,8 +12,8 @@ from urllib.request import getproxies
 
 from flwr.common import log
 
-from pytorch_example.checkpoint import RunFolder
 from pytorch_example.config import Config
+from pytorch_example.kit.run import MODEL, Run
 
 LogRound = Callable[[dict[str, Any]], None]
 
@@ -60,7 +60,7 @@ def choose_mode(config: Config) -> str:
 
 
 @contextmanager
-def tracker(config: Config, folder: RunFolder, run_config: dict[str, Any]) -> Iterator[LogRound]:
+def tracker(config: Config, run: Run) -> Iterator[LogRound]:
     """Yield a function that logs one entry of results.json."""
     mode = choose_mode(config)
     if mode == "disabled":
@@ -69,23 +69,23 @@ def tracker(config: Config, folder: RunFolder, run_config: dict[str, Any]) -> It
 
     import wandb  # only here: it takes a second, and not everyone wants it
 
-    name = "-".join(folder.path.parts[-2:])
-    run = wandb.init(
+    name = "-".join(run.folder.parts[-2:])
+    tracked = wandb.init(
         project=config.wandb_project,
         name=name,
         id=name,
-        dir=folder.path,
-        config=run_config,
+        dir=run.folder,
+        config=run.run_config,
         mode=mode,
         resume="allow" if mode == "online" else None,
         settings=wandb.Settings(silent=True),
     )
-    with run:
-        later = f"to upload it later: wandb sync {run.dir.removesuffix('/files')}"
-        log(INFO, "W&B: %s", run.url if mode == "online" else later)
-        yield lambda entry: run.log(named_metrics(entry), step=entry["round"])
-        if folder.model.is_file():
-            run.log_artifact(folder.model, name=f"model-{name}", type="model")
+    with tracked:
+        later = f"to upload it later: wandb sync {tracked.dir.removesuffix('/files')}"
+        log(INFO, "W&B: %s", tracked.url if mode == "online" else later)
+        yield lambda entry: tracked.log(named_metrics(entry), step=entry["round"])
+        if (model := run.folder / MODEL).is_file():
+            tracked.log_artifact(model, name=f"model-{name}", type="model")
 
 
 def named_metrics(entry: dict[str, Any]) -> dict[str, float]:

@@ -12,12 +12,11 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
+from flwr.serverapp.strategy import FedAvg
 from pytorch_example import client_app, task
-from pytorch_example.checkpoint import RunState
-from pytorch_example.config import PERSONAL_HEAD, Config
-from pytorch_example.mods import clip_update
-from pytorch_example.privacy import PrivateFedAvg
-from pytorch_example.replies import update_length
+from pytorch_example.heads import PERSONAL_HEAD
+from pytorch_example.kit.replies import update_length
+from pytorch_example.privacy import WithPrivacy, clip_update
 
 NORM = 0.05
 
@@ -59,11 +58,8 @@ def test_refusal_by_flowers_mod_answers_the_message(run_config):
     assert reply.metadata.reply_to_message_id == "asked"
 
 
-def average(run_config: dict, server_round: int = 1, repeatable: bool = True) -> np.ndarray:
+def average(server_round: int = 1, seed: int | None = 42) -> np.ndarray:
     """Average a client with 1 example that sends zeros and one with 999 that sends ones."""
-    changes = {"dp.noise-multiplier": 0.5, "dp.clipping-norm": NORM}
-    config = run_config | changes | {"dp.repeatable-noise": repeatable}
-    strategy = PrivateFedAvg(Config.from_run_config(config), RunState(config), lambda: None)
     replies = []
     for value, examples in ((0.0, 1), (1.0, 999)):
         arrays = ArrayRecord({"w": Array(np.full((100, 100), value, np.float32))})
@@ -71,20 +67,41 @@ def average(run_config: dict, server_round: int = 1, repeatable: bool = True) ->
         question = Message(RecordDict(), 1, MessageType.TRAIN)
         content = RecordDict({"arrays": arrays, "metrics": metrics})
         replies.append(Message(content, reply_to=question))
-    arrays, metrics = strategy.average(server_round, replies)
+    arrays, metrics = WithPrivacy(FedAvg(), 0.5, NORM, seed).aggregate_train(server_round, replies)
     assert metrics["train_loss"] == 0.5
     return arrays["w"].numpy()
 
 
-def test_noise_fits_the_number_of_replies(run_config):
-    noisy = average(run_config)
+def test_noise_fits_the_number_of_replies():
+    noisy = average()
     assert noisy.mean() == pytest.approx(0.5, abs=0.01)
     assert noisy.std() == pytest.approx(0.5 * NORM / 2, rel=0.05)
 
 
-def test_noise_repeats_only_where_it_is_asked_to(run_config):
-    noisy = average(run_config)
-    assert np.array_equal(noisy, average(run_config))
-    assert not np.array_equal(noisy, average(run_config, server_round=2))
-    secret = [average(run_config, repeatable=False) for _ in range(2)]
+def test_noise_repeats_only_where_it_is_asked_to():
+    noisy = average()
+    assert np.array_equal(noisy, average())
+    assert not np.array_equal(noisy, average(server_round=2))
+    secret = [average(seed=None) for _ in range(2)]
     assert not np.array_equal(*secret)
+
+
+def test_a_strategy_sees_nothing_of_a_client_but_the_noisy_average():
+    seen = []
+
+    class Watching(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            seen.extend(replies)
+            return super().aggregate_train(server_round, replies)
+
+    strategy = WithPrivacy(Watching(), 0.5, NORM, 42)
+    replies = []
+    for value in (0.0, 1.0):
+        metrics = MetricRecord({"train_loss": value, "num-examples": 7})
+        arrays = ArrayRecord({"w": Array(np.full(4, value, np.float32))})
+        content = RecordDict({"arrays": arrays, "metrics": metrics})
+        replies.append(Message(content, reply_to=Message(RecordDict(), 1, MessageType.TRAIN)))
+    strategy.aggregate_train(1, replies)
+    [only] = seen
+    assert not set(only.content["arrays"]["w"].numpy().tolist()) & {0.0, 0.5, 1.0}
+    assert only.content["metrics"]["num-examples"] == 1

@@ -1,68 +1,69 @@
-"""The server's step, its sampling and its judgement of replies, without any process."""
+"""The server's step, and heads on their way."""
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Error, Message, MessageType, MetricRecord, RecordDict
-from pytorch_example.checkpoint import RunState
-from pytorch_example.config import Config
-from pytorch_example.momentum import step
-from pytorch_example.replies import problems
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg
+from pytorch_example.heads import PERSONAL_HEAD, WithPersonalHeads
+from pytorch_example.kit.clients import Drawn
+from pytorch_example.kit.strategies import take_all
 from pytorch_example.strategy import CustomFedAvg
 
-SENT = ArrayRecord({"w": Array(np.zeros((2, 3), np.float32))})
+
+def record(value: float) -> ArrayRecord:
+    return ArrayRecord({"w": Array(np.float32([value]))})
 
 
-@pytest.fixture
-def strategy(run_config):
-    config = run_config | {"server-momentum": 0.5, "server-learning-rate": 1.0}
-    return CustomFedAvg(Config.from_run_config(config), RunState(config), lambda: None)
+def reply(value: float, node: int = 1, head: float | None = None) -> Message:
+    metrics = MetricRecord({"train_loss": 0.5, "num-examples": 10})
+    content = RecordDict({"arrays": record(value), "metrics": metrics})
+    if head is not None:
+        content[PERSONAL_HEAD] = record(head)
+    return Message(content, reply_to=Message(RecordDict(), node, "train"))
 
 
-def reply(value: float = 1.0, shape=(2, 3), name="w", **metrics: float) -> Message:
-    arrays = ArrayRecord({name: Array(np.full(shape, value, np.float32))})
-    record = MetricRecord({"train_loss": 0.5, "num-examples": 10} | metrics)
-    question = Message(RecordDict(), 1, MessageType.TRAIN)
-    return Message(RecordDict({"arrays": arrays, "metrics": record}), reply_to=question)
+def configure(strategy, server_round: int, model: float) -> list[Message]:
+    take_all(strategy)
+    grid = Drawn(None, [1, 2])
+    return list(strategy.configure_train(server_round, record(model), ConfigRecord(), grid))
 
 
 def test_step_follows_its_formula():
-    velocities = {}
-    first = step({"w": np.float32([1.0])}, {"w": np.float32([3.0])}, velocities, momentum=0.5)
-    assert first["w"] == 3.0  # velocity 2
-    second = step(first, {"w": np.float32([4.0])}, velocities, momentum=0.5)
-    assert second["w"] == 5.0  # velocity 0.5 * 2 + 1 = 2
-    half = step({"w": np.float32([1.0])}, {"w": np.float32([3.0])}, {}, 0.5, learning_rate=0.5)
-    assert half["w"] == 2.0
-    assert second["w"].dtype == np.float32
+    strategy = CustomFedAvg(0.1, server_momentum=0.5)
+    model = 1.0
+    for server_round, average, expected in ((1, 3.0, 3.0), (2, 4.0, 5.0)):
+        configure(strategy, server_round, model)  # velocities 2, and 0.5 * 2 + 1 = 2
+        arrays, _ = strategy.aggregate_train(server_round, [reply(average)])
+        [model] = arrays["w"].numpy()
+        assert model == expected
+    assert arrays["w"].numpy().dtype == np.float32
+
+    half = CustomFedAvg(0.1, server_learning_rate=0.5)
+    configure(half, 1, 1.0)
+    assert half.aggregate_train(1, [reply(3.0)])[0]["w"].numpy() == [2.0]
 
 
-def test_sampling_repeats_and_varies(strategy):
-    nodes = list(range(50))
-    first = strategy.sample(nodes, 1, MessageType.TRAIN)
-    assert first == strategy.sample(nodes, 1, MessageType.TRAIN)
-    assert len(set(first)) == 12
-    assert first != strategy.sample(nodes, 2, MessageType.TRAIN)
-    assert len(strategy.sample(nodes, 1, MessageType.EVALUATE)) == 25
-    assert strategy.sample([4, 7], 1, MessageType.TRAIN) == [4, 7]  # min-replies
+def test_learning_rate_decays_by_the_round():
+    strategy = CustomFedAvg(0.1, learning_rate_decay=0.5)
+    for server_round, rate in ((1, 0.1), (2, 0.05), (4, 0.0125)):
+        [first, _] = configure(strategy, server_round, 0.0)
+        assert first.content["config"]["learning-rate"] == pytest.approx(rate)
 
 
-@pytest.mark.parametrize(
-    ("bad", "problem"),
-    [
-        (reply(float("nan")), "w holds NaN or infinity"),
-        (reply(float("-inf")), "w holds NaN or infinity"),
-        (reply(shape=(3, 2)), r"w has shape (3, 2), not (2, 3)"),
-        (reply(name="v"), "its arrays are not named like the global model's"),
-        (reply(train_loss=float("nan")), "train_loss = nan"),
-        (reply(**{"num-examples": 0}), "num-examples = 0"),
-        (reply(**{"num-examples": -5}), "num-examples = -5"),
-        (reply(1e6), "its update is 1e+06 times as long as the median"),
-        (reply(1e30), "its update is 1e+30 times as long as the median"),
-        (reply(surprise=1.0), "its metrics are ['num-examples', 'surprise', 'train_loss'], "),
-        (Message(Error(0, "it broke"), reply_to=Message(RecordDict(), 1, "train")), "it broke"),
-    ],
-)
-def test_problems_are_named(bad, problem):
-    good, found, also_good = problems([reply(), bad, reply()], "num-examples", SENT, 100.0)
-    assert (good, also_good) == ("", "")
-    assert problem in found
+def test_heads_are_kept_and_come_back_once():
+    def wrapped() -> WithPersonalHeads:
+        return WithPersonalHeads(FedAvg(), {1: 10, 2: 20}.__getitem__)
+
+    first = wrapped()
+    assert PERSONAL_HEAD not in configure(first, 1, 0.0)[0].content
+    arrays, _ = first.aggregate_train(1, [reply(1.0, 1, head=7.0), reply(3.0, 2)])
+    assert arrays["w"].numpy() == [2.0]
+    assert PERSONAL_HEAD not in configure(first, 2, 0.0)[0].content
+
+    resumed = wrapped()
+    resumed.load_state_dict(first.state_dict())
+    sent = {m.metadata.dst_node_id: m.content for m in configure(resumed, 2, 0.0)}
+    assert sent[1][PERSONAL_HEAD]["w"].numpy() == [7.0]
+    assert PERSONAL_HEAD not in sent[2]
+    resumed.aggregate_evaluate(2, [reply(1.0, 1)])
+    assert not any(PERSONAL_HEAD in m.content for m in configure(resumed, 3, 0.0))
