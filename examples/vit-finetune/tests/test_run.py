@@ -1,31 +1,28 @@
-"""The commands that a user runs, with the offline settings, to the end and through trouble."""
+"""The README's command on Ray, with the number that it promises; and runs in one process."""
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from flwr.app import Array, MessageType
 from vit_finetune import dataset
-from vit_finetune.models import Backbone
-
-from .running import (
+from vit_finetune.kit.flower import RunFailed
+from vit_finetune.kit.testing import (
     APP,
-    BIN,
-    as_run_config,
-    faulty_copy,
-    kill,
-    offline,
+    Faulty,
+    in_process,
     only_run,
     posix_only,
     results,
-    run,
-    simulation,
-    start,
+    run_as_the_readme_says,
+    stop_at,
 )
+from vit_finetune.models import Backbone
 
 # The numbers that the README promises: digits offline, and flowers with the real weights.
 OFFLINE_ACCURACY, OFFLINE_TOLERANCE = 0.94, 0.03
@@ -48,24 +45,13 @@ def cache(tmp_path_factory) -> Iterator[None]:
 def finished(tmp_path_factory) -> tuple[Path, str]:
     """The offline run as the README has it, uninterrupted: where it stood, and its log."""
     folder = tmp_path_factory.mktemp("finished")
-    done = run([BIN / "flwr", "run", APP, "--run-config", APP / "offline.toml"], folder)
-    assert list(folder.glob("outputs/*/*/curves.png")), done.stdout
-    return folder, done.stdout
+    return folder, run_as_the_readme_says(folder, "model.safetensors")
 
 
 def test_run_leaves_what_the_readme_says(finished):
     folder, log = finished
-    path = only_run(folder)
-    assert {file.name for file in path.iterdir()} == {
-        *("config.json", "results.json", "curves.png"),
-        *("checkpoint.safetensors", "model.safetensors"),
-    }
-    logged = re.findall(r"INFO.*?:\s+(\S.*)", log)
-    assert logged[0] == f"Outputs: {path}" == logged[-1]
     assert re.search(r"Features of \d+ images on 20 clients ready in .*; 1437 computed", log)
-    assert json.loads((path / "config.json").read_text())["dataset"] == "digits"
     history = results(folder)
-    assert [entry["round"] for entry in history] == list(range(21))
     assert history[1].keys() == {
         *("round", "train_metrics", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp"),
         *("traffic", "clients"),
@@ -113,86 +99,97 @@ def test_model_file_fits_torchvision(finished):
     assert accuracy == pytest.approx(best, abs=0.003)  # one image: bfloat16 differs by batch
 
 
-@pytest.mark.thorough
-def test_killed_and_resumed_gives_the_same_results(finished, tmp_path):
-    """SIGKILL in the middle of a round; then resume, in the same folder."""
-    command = simulation(APP, str(APP / "offline.toml"))
-    kill(start(command, tmp_path, until=lambda log: "[ROUND 3/20]" in log))
-    assert len(results(tmp_path)) in (3, 4)
-
-    config = offline(resume_from=str(only_run(tmp_path)), num_server_rounds=5)
-    done = run(simulation(APP, config), tmp_path)
-    assert done.returncode == 0, done.stdout
-    assert "Resuming after round" in done.stdout
-    assert re.search(r"on 20 clients ready in .*; 0 computed", done.stdout), done.stdout
-    assert results(tmp_path) == results(finished[0])[:6]
+@pytest.mark.parametrize("stop", [9, 26])  # while features are extracted, while heads are trained
+def test_interrupted_and_resumed_gives_the_same_results(stop, tmp_path):
+    settings = {"num_server_rounds": 3, "partitioning": "dirichlet"}
+    whole = in_process(tmp_path / "whole", 8, **settings)
+    with pytest.raises(KeyboardInterrupt):
+        in_process(tmp_path / "stopped", 8, stop_at(stop), **settings)
+    folder = str(only_run(tmp_path / "stopped"))
+    assert in_process(tmp_path / "stopped", 8, **settings, resume_from=folder) == whole
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"momentum": 2.0}, "momentum = 2.0 is not valid; allowed: a number in [0, 1)"),
-        ({"model.weights": str(APP / "offline.toml")}, "not a state dict that can be read safely"),
+        ({"momentum": 2.0}, r"momentum = 2.0 is not valid; allowed: a number in \[0, 1\)"),
         (
-            {"cache-dir": "/dev/null/cache"},
+            {"model__weights": str(APP / "offline.toml")},
+            "not a state dict that can be read safely",
+        ),
+        (
+            {"cache_dir": "/dev/null/cache"},
             "cache-dir = '/dev/null/cache': features cannot be kept",
         ),
     ],
 )
 def test_bad_value_ends_the_run_before_it_starts(tmp_path, changes, message):
-    done = run(simulation(APP, offline(**changes)), tmp_path)
-    assert done.returncode != 0
-    assert message in done.stdout
+    with pytest.raises((RunFailed, ValueError), match=message):
+        in_process(tmp_path, 4, **changes)
     assert not (tmp_path / "outputs").exists()
 
 
-def test_bad_clients_cost_their_contribution_and_too_few_end_the_run(tmp_path, monkeypatch):
+FAULTS = ("raise", "nan", "shape", "extract", "sums")
+PROBLEMS = {
+    0: "the disk is full",
+    1: "weight holds NaN or infinity",
+    2: "weight has shape (9, 192), not (10, 192)",
+    3: "it is not ready",
+}
+
+
+def misbehave(message, context, answer):
+    """Have the first five clients misbehave: when they extract, or in training from round 2 on."""
+    kind, partition = message.metadata.message_type, context.node_config["partition-id"]
+    fault = FAULTS[partition] if partition < len(FAULTS) else None
+    if fault == "extract" and kind.endswith("extract"):
+        raise OSError("the camera is broken")
+    reply = answer()
+    if fault == "sums" and "moments" in reply.content:
+        moments = reply.content["moments"]
+        moments["sum"] = Array(moments["sum"].numpy() * np.nan)
+    if kind != MessageType.TRAIN or message.content["config"]["server-round"] < 2:
+        return reply
+    if fault == "raise":
+        raise OSError("the disk is full")
+    weight = reply.content["arrays"]["weight"].numpy().copy()
+    if fault == "nan":
+        weight[3, 7] = float("nan")
+    reply.content["arrays"]["weight"] = Array(weight[:-1] if fault == "shape" else weight)
+    return reply
+
+
+def test_bad_clients_cost_their_contribution_and_too_few_end_the_run(tmp_path, caplog):
     """Of six clients five misbehave: with min-replies 2 the run goes on, with 3 it ends.
 
     The head starts in closed form, so that sums of every class are on the way, too.
     """
-    app = faulty_copy(tmp_path)
-    for partition, fault in enumerate(("raise", "nan", "shape", "extract", "sums")):
-        monkeypatch.setenv(f"FAULT_{partition}", fault)
     settings = {"num_server_rounds": 3, "fraction_train": 1.0, "head_start": "closed-form"}
-    config = offline(**settings, min_replies=3)
-    done = run(simulation(app, config, nodes=6), tmp_path)
-    assert done.returncode != 0
-    assert "Partition 3: " in done.stdout
-    assert "the camera is broken" in done.stdout
-    assert "Partition 4: its sums over features hold NaN or infinity: ['sum']" in done.stdout
+    with pytest.raises(RunFailed, match="round 2: 2 of 5 training replies can be used, min-repl"):
+        in_process(tmp_path, 6, Faulty(misbehave), **settings, min_replies=3)
+    assert "the camera is broken" in caplog.text
+    assert "Partition 4: its sums over features hold NaN or infinity: ['sum']" in caplog.text
     assert results(tmp_path)[0]["evaluate_metrics_serverapp"]["accuracy"] > 0.8
-    assert "round 2: 2 of 6 training replies can be used, min-replies = 3" in done.stdout
     folder = only_run(tmp_path)
-    assert f"round 1 is safe: resume-from='{folder}'" in done.stdout
+    assert f"round 1 is safe: resume-from='{folder}'" in caplog.text
 
-    config = offline(**settings, min_replies=2, resume_from=str(folder))
-    done = run(simulation(app, config, nodes=6), tmp_path)
-    assert done.returncode == 0, done.stdout
-    for partition, problem in enumerate(
-        [
-            "the disk is full",
-            "weight holds NaN or infinity",
-            r"weight has shape \(9, 192\), not \(10, 192\)",
-            "no features, or no reply",
-        ]
-    ):
-        assert re.search(f"Partition {partition} left out of training: .*{problem}", done.stdout)
-    history = results(tmp_path)
+    again = settings | {"min_replies": 2, "resume_from": str(folder)}
+    history = in_process(tmp_path, 6, Faulty(misbehave), **again)
+    for partition, problem in PROBLEMS.items():
+        line = f"Partition {partition} left out of training: "
+        told = [r.getMessage() for r in caplog.records if r.getMessage().startswith(line)]
+        assert any(problem in text for text in told)
     assert [client["partition"] for client in history[3]["clients"]] == [0, 1, 2, 4, 5]
     assert history[3]["evaluate_metrics_serverapp"]["loss"] < 10
 
 
 def test_real_flowers_with_real_weights(real_data, tmp_path):
-    config = {
+    changes = {
         "dataset": str(real_data / "oxford-flowers"),
-        "model.name": "vit_tiny",
-        "model.weights": str(real_data / "vit-tiny" / "vit_tiny_patch16_224_torchvision.pth"),
-        "model.normalization": "half",
-        "test-fraction": 0.0,
+        "model__weights": str(real_data / "vit-tiny" / "vit_tiny_patch16_224_torchvision.pth"),
+        "model__normalization": "half",
+        "image_size": 224,
+        "test_fraction": 0.0,
     }
-    done = run(simulation(APP, as_run_config(config)), tmp_path)
-    assert done.returncode == 0, done.stdout
-    accuracy = results(tmp_path)[20]["evaluate_metrics_serverapp"]["accuracy"]
+    accuracy = in_process(tmp_path, 20, **changes)[20]["evaluate_metrics_serverapp"]["accuracy"]
     assert accuracy == pytest.approx(FLOWERS_ACCURACY, abs=FLOWERS_TOLERANCE)

@@ -5,7 +5,6 @@ import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from vit_finetune import task
-from vit_finetune.checkpoint import RunState
 from vit_finetune.features import CachedFeatures
 from vit_finetune.server_app import whole_head
 
@@ -100,9 +99,9 @@ def test_saved_head_works_on_raw_features():
     """`model.safetensors` needs no statistics: they are folded into weight and bias."""
     source = clusters()
     head = trained(source)
-    state = RunState({}, arrays={"weight": head.linear.weight.detach().numpy()})
-    state.server = {"mean": head.mean.numpy(), "scale": head.scale.numpy()}
-    folded = {name: torch.from_numpy(value) for name, value in whole_head(state).items()}
+    arrays = {"weight": head.linear.weight.detach().numpy()}
+    statistics = {"mean": head.mean.numpy(), "scale": head.scale.numpy()}
+    folded = {k: torch.from_numpy(v) for k, v in whole_head(arrays, statistics).items()}
     logits = source.features @ folded["heads.head.weight"].T + folded["heads.head.bias"]
     torch.testing.assert_close(logits, head(source.features), rtol=1e-3, atol=1e-3)
 

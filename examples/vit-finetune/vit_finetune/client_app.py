@@ -2,22 +2,16 @@
 
 import math
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from vit_finetune import task
 from vit_finetune.config import Config
-from vit_finetune.node import partition_id
+from vit_finetune.kit.flower import identify, partition_id
+from vit_finetune.kit.seeds import derive_seed
 
 app = ClientApp()
-
-
-@app.query()
-def identify(message: Message, context: Context) -> Message:
-    """Tell which partition this node holds: node ids are random."""
-    node = MetricRecord({"partition-id": partition_id(context)})
-    return Message(RecordDict({"node": node}), reply_to=message)
+app.query()(identify)
 
 
 @app.query("extract")
@@ -35,7 +29,7 @@ def extract(message: Message, context: Context) -> Message:
     content = RecordDict({"metrics": MetricRecord(metrics), "notes": notes})
     if message.content["config"]["moments"]:
         moments = task.moments(data.training)
-        if config.head_start == "closed-form":
+        if config.closed_form:
             moments |= task.class_moments(data.training, data.num_classes)
         content["moments"] = ArrayRecord({name: Array(value) for name, value in moments.items()})
     return Message(content, reply_to=message)
@@ -76,11 +70,6 @@ def evaluate(message: Message, context: Context) -> Message:
     loss, accuracy = task.evaluate(load_head(message, config, data), data.held_out)
     metrics = {"eval_loss": loss, "eval_acc": accuracy, "num-examples": len(data.held_out.labels)}
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
-
-
-def derive_seed(*parts: int) -> int:
-    """Return an independent seed for each combination of whole numbers."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 def load_data(config: Config, context: Context) -> task.Partition:

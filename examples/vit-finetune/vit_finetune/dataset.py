@@ -2,28 +2,21 @@
 
 import hashlib
 import io
-import logging
-import sys
-import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import datasets
-import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Features
+from datasets import Dataset
 from PIL import Image, ImageOps
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from flwr_datasets.partitioner import Partitioner
+from vit_finetune.kit import images
+from vit_finetune.kit.partitions import Parts
 
-if not sys.stderr.isatty():
-    datasets.disable_progress_bars()
-# Its retries against an unreachable Hub would bury the one line that says what to do.
-logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+DIGITS_SIZE = 64  # of the embedded digits, in pixels
 
 
 @dataclass(frozen=True)
@@ -84,59 +77,10 @@ def reason(error: Exception) -> str:
 
 
 @lru_cache
-def load_digits() -> Dataset:
-    """Return scikit-learn's 1,797 real handwritten digits as RGB images of 64x64 pixels."""
-    from sklearn.datasets import load_digits as load  # slow to import, seldom needed
-
-    digits = load()
-    enlarged = np.kron(digits.images * (255 / 16), np.ones((8, 8))).astype(np.uint8)
-    images = [np.stack([image] * 3, axis=-1) for image in enlarged]
-    features = Features({"image": datasets.Image(), "label": ClassLabel(names=list("0123456789"))})
-    return Dataset.from_dict({"image": images, "label": digits.target}, features=features)
-
-
-def load_rows(dataset: str, split: str) -> Dataset:
-    """Load a split of a local folder or of a Hub dataset.
-
-    Raises:
-        RuntimeError: it cannot be reached.
-    """
-    try:
-        return datasets.load_dataset(dataset, split=split)
-    except Exception as error:  # the Hub's client has no common base class for its errors
-        raise RuntimeError(
-            f"dataset = '{dataset}': cannot load its '{split}' split; no such folder, no such "
-            "dataset on the Hub, or the Hub cannot be reached. Without a network use "
-            "the dataset of offline.toml, or a local folder. "
-            f"({type(error).__name__}: {str(error).splitlines()[0]})"
-        ) from None
-
-
-def load_images(dataset: str, split: str) -> Dataset:
-    """Load "train" or "test" of the embedded digits, a local folder or a Hub dataset.
-
-    Returns:
-        columns `image` and `label`; the images are not decoded yet.
-
-    Raises:
-        RuntimeError: the data cannot be reached, or is not images with class labels.
-    """
-    if dataset == "digits":
-        return load_digits().train_test_split(test_size=0.2, seed=0)[split]
-    data = load_rows(dataset, split)
-    images = [name for name, kind in data.features.items() if isinstance(kind, datasets.Image)]
-    if not isinstance(data.features.get("label"), ClassLabel) or len(images) != 1:
-        raise RuntimeError(
-            f"dataset = '{dataset}': needs one column of images and a column 'label' (class "
-            f"labels), has {dict(data.features)}"
-        )
-    return data.select_columns([*images, "label"]).rename_columns({images[0]: "image"})
-
-
-@lru_cache
 def load_split(dataset: str, split: str) -> Dataset:
     """Return the split's columns `image`, as encoded, and `label`."""
-    return load_images(dataset, split).cast_column("image", datasets.Image(decode=False))
+    data = images.load_images(dataset, split, DIGITS_SIZE, channels=3)
+    return data.cast_column("image", datasets.Image(decode=False))
 
 
 def to_images(data: Dataset, dataset: str) -> Images:
@@ -157,52 +101,20 @@ def load_test(dataset: str) -> Images:
 
 
 @lru_cache
-def load_partitioner(
+def split(
     dataset: str,
     num_partitions: int,
     partitioning: str,
     alpha: float,
     min_partition_size: int,
     seed: int,
-) -> "Partitioner":
-    """Split the training data evenly at random, or so that classes differ between clients.
-
-    Source of the latter: Yurochkin et al. 2019, https://arxiv.org/abs/1905.12022
-    """
-    # Seconds to import (its plots bring seaborn and scipy), and the server never needs it.
-    from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
-
-    if partitioning == "iid":
-        partitioner = IidPartitioner(num_partitions)
-        partitioner.dataset = load_split(dataset, "train").shuffle(seed=seed)
-        return partitioner
-    partitioner = DirichletPartitioner(
-        num_partitions, "label", alpha, min_partition_size=min_partition_size, seed=seed
-    )
-    partitioner.dataset = load_split(dataset, "train")
-    return partitioner
+) -> Parts:
+    """Split the training images evenly at random, or so that classes differ between clients."""
+    training = load_split(dataset, "train")
+    return Parts(training, num_partitions, partitioning, seed, alpha, min_partition_size)
 
 
 @lru_cache
-def load_partition(
-    dataset: str,
-    partition_id: int,
-    num_partitions: int,
-    partitioning: str,
-    alpha: float,
-    min_partition_size: int,
-    seed: int,
-) -> Images:
-    """Load one client's images, once for each process."""
-    partitioner = load_partitioner(
-        dataset, num_partitions, partitioning, alpha, min_partition_size, seed
-    )
-    try:
-        with warnings.catch_warnings(action="ignore"):  # one paragraph for each retry
-            partition = partitioner.load_partition(partition_id)
-    except ValueError as error:
-        raise RuntimeError(
-            f"dirichlet-alpha = {alpha}, min-partition-size = {min_partition_size}: cannot split "
-            f"{partitioner.dataset.num_rows} examples into {num_partitions} partitions ({error})"
-        ) from None
-    return to_images(partition, dataset)
+def load_partition(dataset: str, partition_id: int, num_partitions: int, *how: Any) -> Images:
+    """Load one client's images, once for each process; `how` they are split as for `split`."""
+    return to_images(split(dataset, num_partitions, *how).load(partition_id), dataset)

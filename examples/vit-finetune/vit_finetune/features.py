@@ -20,8 +20,8 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
-from vit_finetune.checkpoint import write_whole
 from vit_finetune.dataset import Images, UnreadableImage
+from vit_finetune.kit.run import write_whole
 from vit_finetune.models import Backbone, device
 
 FORMAT = "vit_finetune features 1"

@@ -1,4 +1,4 @@
-"""The server: reads the config, starts or resumes the run, saves every round."""
+"""The server: what is trained, by which strategy, and how it is tested."""
 
 from logging import INFO, WARNING
 
@@ -7,13 +7,16 @@ import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvgM
 
 from vit_finetune import dataset, task
-from vit_finetune.checkpoint import Arrays, RunState
 from vit_finetune.config import Config
-from vit_finetune.errors import shown
-from vit_finetune.outputs import open_run, state_of
-from vit_finetune.strategy import HeadFedAvg
+from vit_finetune.extraction import WithFeatures
+from vit_finetune.kit.clients import Clients, Draw
+from vit_finetune.kit.flower import shown
+from vit_finetune.kit.loop import Loop
+from vit_finetune.kit.replies import Arrays
+from vit_finetune.kit.run import Run
 
 app = ServerApp()
 
@@ -22,42 +25,57 @@ app = ServerApp()
 @shown
 def main(grid: Grid, context: Context) -> None:
     config = Config.from_run_config(context.run_config)
-    state = state_of(config, dict(context.run_config))
+    run = Run(config, context.run_config, lambda arrays: whole_head(arrays, strategy.statistics))
     task.check(config)  # before anything is written
+    backbone = task.load_backbone(config)
     num_classes = dataset.load_test(config.dataset).num_classes
-    with open_run(config, state, whole_head) as run:
-        backbone = task.load_backbone(config)
+
+    momentum = FedAvgM(
+        server_learning_rate=config.server_learning_rate, server_momentum=config.server_momentum
+    )
+    momentum.server_opt = True  # the same arithmetic whatever the momentum
+    clients = Clients(grid, config)
+    evaluated = config.fraction_evaluate if config.test_fraction > 0 else 0.0
+    draw = Draw(config.fraction_train, evaluated, config.min_replies, config.seed)
+    strategy = WithFeatures(momentum, config, clients, draw, num_classes, backbone.width)
+    loop = Loop(
+        strategy,
+        run,
+        draw,
+        clients=clients,
+        prepare=strategy.prepare,
+        remarks=strategy.remarks,
+    )
+    with run:
         facts = (backbone.name, backbone.weights, backbone.precision)
         log(INFO, "Backbone: %s, weights %s, %s", *facts)
         test_data = load_test(config)
 
-        def load_head() -> task.Head:
-            return head_of(run.state, backbone.width, num_classes)
-
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-            head = load_head()
+            head = head_of(strategy.statistics, backbone.width, num_classes)
             head.linear.load_state_dict(arrays.to_torch_state_dict())
             loss, accuracy = task.evaluate(head, test_data)
             return MetricRecord({"accuracy": accuracy, "loss": loss})
 
-        HeadFedAvg(config, run.state, run.save).start(
+        head = head_of({}, backbone.width, num_classes)
+        initial = ArrayRecord(head.linear.state_dict())
+        if config.closed_form and run.round < 0:
+            initial = strategy.closed_form()
+        loop.start(
             grid,
-            ArrayRecord(load_head().linear.state_dict()),
+            initial,
             num_rounds=config.num_server_rounds,
             timeout=config.round_timeout,
             evaluate_fn=evaluate,
         )
 
 
-def head_of(state: RunState, width: int, num_classes: int) -> task.Head:
+def head_of(statistics: Arrays, width: int, num_classes: int) -> task.Head:
     """Return a head that standardises as the server knows to by now, at first not at all."""
+    known = {name: torch.from_numpy(value) for name, value in statistics.items()}
     nothing = torch.zeros(width)
-    known = {
-        name: torch.from_numpy(state.server[name]) for name in ("mean", "scale") if state.server
-    }
-    statistics = task.Statistics(**known) if known else task.Statistics(nothing, nothing)
-    offset = torch.from_numpy(state.server["offset"]) if "offset" in state.server else None
-    return task.Head(width, num_classes, statistics, offset)
+    standard = task.Statistics(known.get("mean", nothing), known.get("scale", nothing))
+    return task.Head(width, num_classes, standard, known.get("offset"))
 
 
 def load_test(config: Config) -> task.Source:
@@ -71,11 +89,11 @@ def load_test(config: Config) -> task.Source:
     return source
 
 
-def whole_head(state: RunState) -> Arrays:
+def whole_head(arrays: Arrays, statistics: Arrays) -> Arrays:
     """Return the head as torchvision names it, for features as they come from the backbone."""
-    weight = state.arrays["weight"]
-    bias = state.server.get("offset", np.zeros(len(weight), np.float32))
-    if "scale" in state.server:
-        weight = weight * state.server["scale"]
-        bias = bias - weight @ state.server["mean"]
+    weight = arrays["weight"]
+    bias = statistics.get("offset", np.zeros(len(weight), np.float32))
+    if "scale" in statistics:
+        weight = weight * statistics["scale"]
+        bias = bias - weight @ statistics["mean"]
     return {"heads.head.weight": weight, "heads.head.bias": bias}
