@@ -7,24 +7,19 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from gpu_scaling import executors, steps
+from gpu_scaling import steps
 from gpu_scaling.config import Config
 from gpu_scaling.dataset import Source
-from gpu_scaling.node import partition_id
-from gpu_scaling.replies import to_numpy, to_record
+from gpu_scaling.executors import make  # executors
+from gpu_scaling.kit.flower import identify, partition_id
+from gpu_scaling.kit.replies import to_numpy, to_record
+from gpu_scaling.kit.seeds import derive_seed
 
 app = ClientApp()
-
-
-@app.query()
-def identify(message: Message, context: Context) -> Message:
-    """Tell which partition this node holds: node ids are random."""
-    node = MetricRecord({"partition-id": partition_id(context)})
-    return Message(RecordDict({"node": node}), reply_to=message)
+app.query()(identify)
 
 
 @app.train()
@@ -59,15 +54,10 @@ def prepare(context: Context) -> tuple[Config, Source, int]:
 
 
 def run(context: Context, step: Callable[..., Any], *args: Any) -> Any:
-    """Run a step with the executor of the run config; an error names the partition."""
-    config = Config.from_run_config(context.run_config)
-    executor = executors.make(config.executor, context.run_id, config.options)
+    """Run a step where the settings say; an error names the partition."""
+    config, perform = Config.from_run_config(context.run_config), steps.here
+    perform = make(config, context.run_id).run  # executors
     try:
-        return executor.run(step, *args)
-    except executors.StepFailed as error:
+        return perform(step, *args)
+    except RuntimeError as error:
         raise type(error)(f"partition {partition_id(context)}: {error}") from None
-
-
-def derive_seed(*parts: int) -> int:
-    """Return an independent seed for each combination of whole numbers."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])

@@ -10,14 +10,14 @@ import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock
 
-from gpu_scaling.executors.spawn import Spawn
+from gpu_scaling.executors import Spawn  # executors
 
 DEFAULT_FOLDER = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "flower-examples/gpu-scaling")
 SPLITS = ("train", "test")
@@ -62,8 +62,10 @@ class Source:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_suffix(".lock")):
                 if not folder.is_dir():  # nobody was faster
-                    # In a process of its own: what it imports and decodes ends with it.
-                    Spawn().run(write, self, make, folder)
+                    run = write
+                    # What it imports and decodes ends with a process of its own.
+                    run = partial(Spawn().run, write)  # executors
+                    run(self, make, folder)
         return self
 
     @cached_property

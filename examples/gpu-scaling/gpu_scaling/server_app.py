@@ -1,18 +1,21 @@
-"""The server: reads the config, starts or resumes the run, has the global model tested."""
+"""The server: what is trained, by which strategy, and how it is tested, in a worker of the pool."""
 
-import os
-from logging import INFO
+import os  # executors
+from logging import INFO  # executors
 
 from flwr.app import ArrayRecord, Context, MetricRecord
-from flwr.common import log
+from flwr.common import log  # executors
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvgM
 
-from gpu_scaling import executors, steps
+from gpu_scaling import steps
 from gpu_scaling.config import Config
-from gpu_scaling.errors import shown
-from gpu_scaling.outputs import open_run, state_of
-from gpu_scaling.replies import to_numpy, to_record
-from gpu_scaling.strategy import ScalingFedAvg
+from gpu_scaling.executors import make  # executors
+from gpu_scaling.kit.clients import Clients, Draw
+from gpu_scaling.kit.flower import shown
+from gpu_scaling.kit.loop import Loop
+from gpu_scaling.kit.replies import to_numpy, to_record
+from gpu_scaling.kit.run import Run
 
 app = ServerApp()
 
@@ -21,22 +24,31 @@ app = ServerApp()
 @shown
 def main(grid: Grid, context: Context) -> None:
     config = Config.from_run_config(context.run_config)
-    state = state_of(config, dict(context.run_config))
+    run = Run(config, context.run_config)
     source = config.source().prepare()
-    executor = executors.make(config.executor, context.run_id, config.options, owner=os.getpid())
-    initial = executor.run(steps.initial, source.num_classes, config.seed)
-    told = ""
+    perform = steps.here
+    executor = make(config, context.run_id, owner=os.getpid())  # executors
+    perform = executor.run  # executors
+    initial = perform(steps.initial, source.num_classes, config.seed)
+    told = [""]  # executors
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        nonlocal told
-        found = executor.run(steps.evaluate, to_numpy(arrays), source, None, config.threads)
-        if executor.note != told:
-            told = executor.note
-            log(INFO, "Pool: %s", told)
-        return MetricRecord({"accuracy": found[1], "loss": found[0]})
+        loss, accuracy, _ = perform(steps.evaluate, to_numpy(arrays), source, None, config.threads)
+        if executor.note != told[-1]:  # executors
+            told.append(executor.note)  # executors
+            log(INFO, "Pool: %s", executor.note)  # executors
+        return MetricRecord({"accuracy": accuracy, "loss": loss})
 
-    with open_run(config, state) as run:
-        ScalingFedAvg(config, run.state, run.save).start(
+    strategy = FedAvgM(server_momentum=config.server_momentum)
+    strategy.server_opt = True  # the same arithmetic whatever the momentum
+    clients = Clients(
+        grid, config, {"min-clients": config.min_clients}, at_once=config.messages_at_once
+    )
+    draw = Draw(
+        config.clients_to_train, config.clients_to_evaluate, config.min_replies, config.seed
+    )
+    with run:
+        Loop(strategy, run, draw, clients=clients).start(
             grid,
             to_record(initial),
             num_rounds=config.num_server_rounds,

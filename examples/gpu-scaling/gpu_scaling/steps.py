@@ -4,8 +4,9 @@ An executor runs these functions, perhaps in another process. Only there is PyTo
 only there do the model and the data go to the device.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +27,11 @@ class Training:
     learning_rate: float
     momentum: float
     threads: int
+
+
+def here(step: Callable[..., Any], *args: Any) -> Any:
+    """Run a step in this process."""
+    return step(*args)
 
 
 def initial(num_classes: int, seed: int) -> Arrays:

@@ -1,20 +1,17 @@
 """What several tests need."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.common.config import flatten_dict
 from gpu_scaling.dataset import Source
-
-from .running import DECLARED
+from gpu_scaling.kit import testing
 
 
 @pytest.fixture
 def run_config() -> dict[str, Any]:
     """The run config of pyproject.toml, flat, as an app receives it."""
-    return flatten_dict(DECLARED["app"]["config"])
+    return testing.run_config()
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +24,4 @@ def digits(tmp_path_factory) -> Source:
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """A folder of real datasets, named by FLOWER_EXAMPLES_DATA."""
-    name = os.environ.get("FLOWER_EXAMPLES_DATA", "")
-    if not (name and Path(name, "cifar10").is_dir()):
-        pytest.skip("FLOWER_EXAMPLES_DATA names no folder with cifar10/")
-    return Path(name)
+    return testing.named_folder("FLOWER_EXAMPLES_DATA", "cifar10")

@@ -1,4 +1,4 @@
-"""The commands that a user runs, to the end and through trouble."""
+"""The README's command on Ray, with the number that it promises; and runs in one process."""
 
 import os
 import re
@@ -6,24 +6,31 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import safetensors.torch
-from gpu_scaling import task
+from flwr.app import Array, MessageType
+from gpu_scaling import client_app, executors, task
 from gpu_scaling.dataset import Source
-
-from .running import (
+from gpu_scaling.kit.flower import RunFailed
+from gpu_scaling.kit.testing import (
     APP,
     BIN,
-    faulty_copy,
+    Faulty,
+    copy,
+    in_process,
     kill,
     offline,
     only_run,
     posix_only,
     results,
     run,
+    run_as_the_readme_says,
     simulation,
     start,
+    stop_at,
+    without_wing,
 )
 
 # The number that the README promises, of digits offline.
@@ -56,23 +63,14 @@ def nothing_left(folder: Path, seconds: float = 60) -> bool:
 def finished(tmp_path_factory) -> tuple[Path, str]:
     """The offline run as the README has it, uninterrupted: where it stood, and its log."""
     folder = tmp_path_factory.mktemp("finished")
-    done = run([BIN / "flwr", "run", APP, "--run-config", APP / "offline.toml"], folder)
-    assert list(folder.glob("outputs/*/*/curves.png")), done.stdout
-    return folder, done.stdout
+    return folder, run_as_the_readme_says(folder, "model.safetensors")
 
 
 def test_run_leaves_what_the_readme_says_and_no_process(finished):
     folder, log = finished
     path = only_run(folder)
-    assert {file.name for file in path.iterdir()} == {
-        *("config.json", "results.json", "curves.png"),
-        *("checkpoint.safetensors", "model.safetensors"),
-    }
-    logged = re.findall(r"INFO.*?:\s+(\S.*)", log)
-    assert logged[0] == f"Outputs: {path}" == logged[-1]
     assert re.search(r"Pool: \d+ workers?, each takes up to \d+ MiB of", log)
     history = results(folder)
-    assert [entry["round"] for entry in history] == list(range(11))
     assert [len(entry["clients"]) >= 20 for entry in history] == [False] + [True] * 10
     accuracy = history[-1]["evaluate_metrics_serverapp"]["accuracy"]
     assert accuracy == pytest.approx(OFFLINE_ACCURACY, abs=OFFLINE_TOLERANCE)
@@ -84,15 +82,10 @@ def test_run_leaves_what_the_readme_says_and_no_process(finished):
     assert nothing_left(folder)
 
 
-def test_inline_gives_the_same_results(finished, tmp_path):
-    done = run(simulation(APP, offline(executor="inline", num_server_rounds=2)), tmp_path)
-    assert done.returncode == 0, done.stdout
-    assert results(tmp_path) == results(finished[0])[:3]
-
-
+@pytest.mark.thorough
 def test_killed_and_resumed_gives_the_same_results(finished, tmp_path):
     """SIGKILL in the middle of a round: the pool ends, too. Then resume."""
-    command = simulation(APP, str(APP / "offline.toml"))
+    command = simulation(APP, APP / "offline.toml")
     kill(start(command, tmp_path, until=lambda log: "[ROUND 3/10]" in log))
     assert nothing_left(tmp_path)
     assert len(results(tmp_path)) in (3, 4)
@@ -104,33 +97,83 @@ def test_killed_and_resumed_gives_the_same_results(finished, tmp_path):
     assert results(tmp_path) == results(finished[0])[:6]
 
 
-def test_workers_that_die_cost_their_clients_step_only(tmp_path, monkeypatch):
-    """Of six clients one loses its worker, one asks for too much memory, one sends NaN."""
-    app = faulty_copy(tmp_path)
-    for partition, fault in enumerate(("kill", "memory", "nan"), start=1):
-        monkeypatch.setenv(f"FAULT_{partition}", fault)
-    done = run(simulation(app, offline(num_server_rounds=2), nodes=6), tmp_path)
-    assert done.returncode == 0, done.stdout
+SMALL = {"num_server_rounds": 2, "clients_to_train": 5, "clients_to_evaluate": 4}
+
+
+@pytest.fixture(autouse=True)
+def own_pool(monkeypatch):
+    """Have the pool of a run in this process end soon after it."""
+    monkeypatch.setattr(executors, "owner_here", 0)
+
+
+def test_executors_waves_and_interruptions_change_no_result(tmp_path):
+    inline = SMALL | {"executor": "inline"}
+    whole = in_process(tmp_path / "whole", 9, **inline)
+    for entry in whole[1:]:
+        assert sum("train_examples" in client for client in entry["clients"]) == 5
+        assert sum("eval_examples" in client for client in entry["clients"]) == 4
+    pool = {"pool_idle": 1.0, "messages_at_once": 2}
+    assert in_process(tmp_path / "pool", 9, **SMALL, **pool) == whole
+    with pytest.raises(KeyboardInterrupt):
+        in_process(tmp_path / "stopped", 9, stop_at(20), **inline)
+    folder = str(only_run(tmp_path / "stopped"))
+    assert in_process(tmp_path / "stopped", 9, **inline, resume_from=folder) == whole
+
+
+def test_a_round_waits_for_min_clients(tmp_path):
+    with pytest.raises(RunFailed, match=r"3 nodes connected .*, min-clients = 4, min-replies = 2"):
+        in_process(tmp_path, 3, executor="inline", min_clients=4, round_timeout=0.6)
+
+
+def misbehave(message, context, answer):
+    """Of the clients 1 loses its worker, 2 asks for too much memory, 3 sends NaN."""
+    partition = context.node_config["partition-id"]
+    if message.metadata.message_type != MessageType.TRAIN:
+        return answer()
+    if partition == 1:
+        client_app.run(context, signal.raise_signal, signal.SIGKILL)
+    if partition == 2:
+        client_app.run(context, bytearray, 2**60)
+    reply = answer()
+    if partition == 3:
+        arrays = reply.content["arrays"]
+        arrays["0.weight"] = Array(arrays["0.weight"].numpy() * np.nan)
+    return reply
+
+
+def test_workers_that_die_cost_their_clients_step_only(tmp_path, caplog):
+    history = in_process(tmp_path, 6, Faulty(misbehave), num_server_rounds=2, pool_idle=1.0)
     for partition, problem in enumerate(
         [
             "partition 1: the worker that ran this step was killed by SIGKILL: out of memory",
             "partition 2: MemoryError",
-            r"0\.weight holds NaN or infinity",
+            "0.weight holds NaN or infinity",
         ],
         start=1,
     ):
-        found = re.findall(f"Partition {partition} left out of training: .*{problem}", done.stdout)
-        assert len(found) == 2, done.stdout
-    trained = [c["partition"] for c in results(tmp_path)[2]["clients"] if "train_loss" in c]
-    assert trained == [0, 4, 5]
+        line = f"Partition {partition} left out of training: "
+        told = [r.getMessage() for r in caplog.records if r.getMessage().startswith(line)]
+        assert [problem in text for text in told] == [True, True]
+    assert [c["partition"] for c in history[2]["clients"] if "train_loss" in c] == [0, 4, 5]
 
 
-@pytest.mark.thorough
 def test_bad_value_ends_the_run_before_it_starts(tmp_path):
-    done = run(simulation(APP, offline(memory_share=2.0), nodes=2), tmp_path)
-    assert done.returncode != 0
-    assert "memory-share = 2.0 is not valid; allowed: a number in (0, 1]" in done.stdout
+    with pytest.raises(ValueError, match=r"memory-share = 2\.0 is not valid; allowed: a number in"):
+        in_process(tmp_path, 2, memory_share=2.0)
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("wings", [["executors"], ["supernodes"], ["executors", "supernodes"]])
+def test_the_app_runs_without_its_wings(wings, tmp_path):
+    """As their docstrings say: the folder goes, and the lines that are marked."""
+    app = copy(tmp_path, "run.sh")
+    for wing in wings:
+        without_wing(app, wing, f"# {wing}")
+    command = [BIN / "python", "-m", "gpu_scaling.kit.in_process", "--num-supernodes", "3"]
+    changes = "num-server-rounds=1 clients-to-train=2 clients-to-evaluate=0"
+    done = run([*command, "--run-config", "offline.toml", "--run-config", changes], app)
+    assert done.returncode == 0, done.stdout
+    assert results(app)[1]["evaluate_metrics_serverapp"]["accuracy"] > 0
 
 
 @pytest.mark.parametrize(
@@ -150,6 +193,7 @@ def test_run_sh_says_in_a_line_what_is_wrong(words, line, tmp_path):
     assert done.stdout.count("\n") == 1
 
 
+@pytest.mark.thorough
 def test_run_sh_through_a_proxy_that_is_not_there(tmp_path):
     """Two SuperNodes, as by default; local connections go past the proxy."""
     command = [APP / "run.sh", 2, 2, 2, 2, "--run-config", APP / "offline.toml"]

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from gpu_scaling.executors import memory
-from gpu_scaling.executors.orphans import end_with_parent
 from gpu_scaling.executors.outcome import WorkerDied, cause, send
 from gpu_scaling.executors.pool import OWNER, Options
 from gpu_scaling.executors.worker import Order, Taken, work
+from gpu_scaling.kit.processes import cores, end_with_parent
 
 FORK = multiprocessing.get_context("fork")
 # torch._dynamo: half of what a first training step would import, 3 s and 150 MB in each worker.
@@ -212,12 +212,6 @@ def start(inherited: Iterable[Any], parent: int, target: Callable[..., None], *a
     for thing in inherited:
         thing.close()
     target(*args)
-
-
-def cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def main() -> None:

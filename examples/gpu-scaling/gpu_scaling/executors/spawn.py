@@ -6,8 +6,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from gpu_scaling.executors.orphans import end_with_parent
 from gpu_scaling.executors.outcome import WorkerDied, cause, perform, receive, send
+from gpu_scaling.kit.processes import end_with_parent
 
 CONTEXT = multiprocessing.get_context("spawn")
 

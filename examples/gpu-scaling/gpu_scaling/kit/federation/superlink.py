@@ -1,3 +1,4 @@
+# Part of the kit: the same in every example, word for word. You need not read it to change one.
 """`flower-superlink`, with a fault of the pinned release mended; it takes the same options.
 
 A SuperNode may ask for a message's content while that is still on its way to the SuperLink, and is

@@ -6,7 +6,6 @@ own. --run-config takes what `flwr run` takes, offline.toml for instance.
 
 import argparse
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -18,9 +17,11 @@ from typing import Any, NoReturn
 import typer
 from flwr.common.config import flatten_dict, parse_config_args
 
-from gpu_scaling.config import Config
-from gpu_scaling.federation import APP, ENDINGS, Federation, cores
+from ..config import Config
+from ..kit.federation import Federation, as_run_config, exit_on_signals
+from ..kit.processes import cores
 
+APP = Path(__file__).resolve().parents[2]
 DEFAULT_CLIENTS, DEFAULT_ROUNDS = 2, 3
 # Each starts a process, which takes seconds of a core; Flower gives it up after 30 s.
 MESSAGES_A_CORE = 3
@@ -100,13 +101,12 @@ def run(launch: Launch, folder: Path) -> str:
         print(f"[{time.monotonic() - began:5.0f} s] {text}", flush=True)
 
     launch.config.source(launch.clients).prepare()  # here, before many clients want it at once
-    with Federation(folder) as federation:
-        federation.start_superlink()
-        say(f"SuperLink: {federation.fleet}; logs until it ends well: {folder}")
+    with Federation(APP, folder, secure=False, database=False, verbose=False) as federation:
+        say(f"SuperLink: {federation.fleet}; logs until it ends well: {folder / 'logs'}")
         federation.start_supernodes(
             launch.clients, lambda n: say(f"SuperNodes: {n} of {launch.clients} connected")
         )
-        run_id = federation.run(launch.changes)
+        run_id = federation.run(as_run_config(launch.changes))
         status = federation.follow(run_id)
         say(f"Run {run_id}: {status}")
     return status
@@ -114,8 +114,7 @@ def run(launch: Launch, folder: Path) -> str:
 
 def main() -> int:
     launch = parse()
-    for number in ENDINGS[1:]:
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    exit_on_signals()
     folder = Path(tempfile.mkdtemp(prefix="gpu-scaling-"))
     try:
         status = run(launch, folder)
@@ -128,7 +127,7 @@ def main() -> int:
         return 130
     if status != "finished:completed":
         if any(folder.iterdir()):
-            print(f"run.sh: logs are in {folder}", file=sys.stderr)
+            print(f"run.sh: logs are in {folder / 'logs'}", file=sys.stderr)
         else:
             folder.rmdir()
         return 1

@@ -1,4 +1,5 @@
-"""Processes that end together with the one that started them."""
+# Part of the kit: the same in every example, word for word. You need not read it to change one.
+"""Processes: how many a machine has room for, and that none outlives the one that started it."""
 
 import ctypes
 import os
@@ -22,3 +23,10 @@ def watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
