@@ -1,60 +1,98 @@
-"""What the server does with the model itself: its first values, and the held-out loss."""
+"""What the server does with an adapter itself: its first values, the held-out loss, what is kept.
 
+PyTorch and transformers take seconds to import, and a server that only averages needs neither: they
+are imported where they are used.
+"""
+
+from collections.abc import Callable
 from logging import INFO, WARNING
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.common import log
 
-from flowertune_llm import models, profiling, serving, task, transport
+from flowertune_llm import profiler  # profiler
 from flowertune_llm.config import Config
-from flowertune_llm.dataset import load_split, load_test
+from flowertune_llm.kit.replies import to_numpy, to_record
+from flowertune_llm.kit.run import Run
+
+if TYPE_CHECKING:
+    from flowertune_llm.task import Model
 
 
-def begin(config: Config) -> ArrayRecord:
-    """Check what can be checked before clients start; return the first adapter.
+class Adapters:
+    """The adapter of a run, as the server sees it."""
 
-    Returns:
-        float32 arrays; none where whole models are trained, which clients have themselves.
-    """
+    def __init__(self, config: Config, run: Run) -> None:
+        self.config, self.run = config, run
+        self.rounds = config.num_server_rounds
+
+    def prepare(self) -> ArrayRecord:
+        """Check what can be checked before clients start; return the first adapter in float32."""
+        check(self.config)
+        from flowertune_llm import models
+
+        return to_record(models.initial_adapter(self.config))
+
+    def begin(self) -> None:
+        """Say what data there is; keep the adapter that a killed run may lack."""
+        report_data(self.config)
+        self.save()
+
+    def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        """Test the global adapter, in the rounds for it."""
+        config = self.config
+        if not config.tests(server_round):
+            return None
+        from flowertune_llm import models
+
+        def load() -> "Model":
+            model = models.load_model(config)
+            models.set_adapter(model, to_numpy(arrays))
+            return model
+
+        return test(config, load)
+
+    def save(self) -> None:
+        """Keep the adapter in PEFT's format, after the rounds for it."""
+        run = self.run
+        if not self.config.saves(run.round):
+            return
+        from flowertune_llm import models
+
+        folder = run.folder / f"peft_{run.round}"
+        models.save_adapter(run.arrays, self.config, folder)
+        log(INFO, "Adapter: %s", folder)
+
+
+def check(config: Config) -> None:
+    """Try what the run will need; errors name the key."""
+    from flowertune_llm import dataset, models, task
+
     task.check_training_arguments(config)
     models.load_tokenizer(config)
     if config.evaluate_every_round:
         models.check_platform(config)
-        load_split(config.dataset, config.test_examples, config.seed)
-    if config.whole_model:
-        return ArrayRecord()
-    return transport.encode(models.initial_adapter(config), "float32")
-
-
-def evaluate(
-    config: Config, folder: Path, server_round: int, arrays: ArrayRecord
-) -> MetricRecord | None:
-    """Test the global adapter, or the global model in the run's folder, in the rounds for it."""
-    every = config.evaluate_every_round
-    if not every or (server_round % every and server_round != config.num_server_rounds):
-        return None
-    with profiling.task("evaluate"):
-        if config.whole_model:
-            path = folder / f"model_{server_round}"
-            model = models.load_whole(
-                config, path if server_round else serving.base_folder(config, 0)
-            )
-        else:
-            model = models.load_model(config)
-            models.set_adapter(model, transport.decode(arrays))
-        loss, perplexity = task.evaluate(model, load_test(config), config)
-    return MetricRecord({"loss": loss, "perplexity": perplexity})
+        dataset.load_split(config.dataset, config.test_examples, config.seed)
 
 
 def report_data(config: Config) -> None:
-    """Say how much data there is, and what of it is left out."""
-    split = load_split(config.dataset, config.test_examples, config.seed)
+    """Say how much data there is, and what of it is left out, if the server needs any."""
+    if not config.evaluate_every_round:
+        return
+    from flowertune_llm import dataset
+
+    split = dataset.load_split(config.dataset, config.test_examples, config.seed)
     log(INFO, "Data: %d rows for the clients, %d for the test", len(split.train), len(split.test))
     if split.unanswered:
-        log(
-            WARNING,
-            "dataset = '%s': %d rows without an answer left out",
-            config.dataset,
-            split.unanswered,
-        )
+        message = "dataset = '%s': %d rows without an answer left out"
+        log(WARNING, message, config.dataset, split.unanswered)
+
+
+@profiler.task("evaluate")  # profiler
+def test(config: Config, load: Callable[[], "Model"]) -> MetricRecord:
+    """Return a model's loss and perplexity on the held-out examples."""
+    from flowertune_llm import dataset, task
+
+    loss, perplexity = task.evaluate(load(), dataset.load_test(config), config)
+    return MetricRecord({"loss": loss, "perplexity": perplexity})

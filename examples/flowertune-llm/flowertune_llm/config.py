@@ -1,41 +1,39 @@
-"""The run config as one typed, checked object."""
+"""This example's own settings; those that every example has are in kit/settings.py."""
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
-from flowertune_llm.keys import (
+from flowertune_llm.kit.settings import (
+    Settings,
+    above,
     anything,
     at_least,
-    checked,
     fraction,
-    key,
     one_of,
     positive,
     some_text,
+    true_or_false,
 )
+from flowertune_llm.layerwise.settings import LayerwiseSettings  # layerwise
 
 TRAINING_ARGUMENTS = "train.training-arguments."
-# These may differ when a run is resumed; any other key would make it another run.
-MAY_CHANGE = {
-    *("num-server-rounds", "output-dir", "resume-from", "wandb.mode", "wandb.project"),
-    *("strategy.min-replies", "strategy.max-update-ratio", "strategy.round-timeout"),
-    *("train.save-every-round", "model.device-map", "aggregation.in-flight"),
-    *("aggregation.on-failure", "aggregation.client-dir", "profile.enabled"),
-}
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
-class Config:
-    """One field for each key of `[tool.flwr.app.config]`; pyproject.toml explains them."""
+class Config(
+    LayerwiseSettings,  # layerwise
+    Settings,
+):
+    """A field for each key of `[tool.flwr.app.config]`; pyproject.toml explains them."""
 
-    dataset: str = some_text()
     test_examples: int = at_least(1)
     model_name: str = some_text("model.name")
     quantization: int = one_of(0, 4, 8, name="model.quantization")
-    dtype: str = one_of("float32", "bfloat16", "float16", name="model.dtype")
-    device_map: str = some_text("model.device-map")
-    gradient_checkpointing: bool = anything("true or false", "model.gradient-checkpointing")
+    dtype: str = one_of(*DTYPES, name="model.dtype")
+    device_map: str = some_text("model.device-map", may_change=True)
+    gradient_checkpointing: bool = true_or_false("model.gradient-checkpointing")
     prompt_template: str = one_of("vicuna", "alpaca", "chat", name="model.prompt-template")
     lora_r: int = at_least(0, "model.lora.peft-lora-r")
     lora_alpha: int = at_least(1, "model.lora.peft-lora-alpha")
@@ -45,74 +43,47 @@ class Config:
     learning_rate_min: float = at_least(0, "train.learning-rate-min")
     seq_length: int = at_least(8, "train.seq-length")
     evaluate_every_round: int = at_least(0, "train.evaluate-every-round")
-    save_every_round: int = at_least(1, "train.save-every-round")
-    train_disable: bool = anything("true or false", "train.disable")
+    save_every_round: int = at_least(1, "train.save-every-round", may_change=True)
     training_arguments: tuple[tuple[str, Any], ...] = field()  # all below TRAINING_ARGUMENTS
-    num_server_rounds: int = at_least(1)
     fraction_train: float = fraction("strategy.fraction-train")
-    min_replies: int = at_least(1, "strategy.min-replies")
-    max_update_ratio: float = key(lambda v: v > 1, "a number above 1", "strategy.max-update-ratio")
-    round_timeout: float = positive("strategy.round-timeout")
-    transport_dtype: str = one_of(
-        *("float32", "bfloat16", "float16"), name="strategy.transport-dtype"
-    )
-    aggregation_mode: str = one_of("layerwise", "all_at_once", name="aggregation.mode")
-    slice_megabytes: int = at_least(1, "aggregation.slice-megabytes")
-    shard_megabytes: int = at_least(1, "aggregation.shard-megabytes")
-    in_flight: int = at_least(1, "aggregation.in-flight")
-    on_failure: str = one_of("restart", "stop", name="aggregation.on-failure")
-    aggregation_output: str = one_of("checkpoint", "discard", name="aggregation.output")
-    client_dir: str = anything("a folder, or empty", "aggregation.client-dir")
-    seed: int = at_least(0)
-    output_dir: str = some_text()
-    resume_from: str = anything("a folder of an earlier run, or empty")
-    profile_enabled: bool = anything("true or false", "profile.enabled")
-    wandb_mode: str = one_of("disabled", "offline", "online", name="wandb.mode")
-    wandb_project: str = some_text("wandb.project")
+    min_replies: int = at_least(1, "strategy.min-replies", may_change=True)
+    max_update_ratio: float = above(1, "strategy.max-update-ratio", may_change=True)
+    round_timeout: float = positive("strategy.round-timeout", may_change=True)
+    transport_dtype: str = one_of(*DTYPES, name="strategy.transport-dtype")
+    profile_enabled: bool = true_or_false("profile.enabled", may_change=True)  # profiler
+    wandb_mode: str = one_of("disabled", "offline", "online", name="wandb.mode", may_change=True)
+    wandb_project: str = some_text("wandb.project", may_change=True)
 
     @classmethod
-    def from_run_config(cls, run_config: dict[str, Any]) -> Self:
-        """Read and check every key of Flower's flat run config.
-
-        Raises:
-            ValueError: names the key, its value and what is allowed.
-        """
-        values = checked(cls, run_config)
+    def checked(cls, run_config: dict[str, Any]) -> dict[str, Any]:
+        """Add the training arguments, whatever they are, to what every key is checked for."""
+        values = super().checked(run_config)
         values["training_arguments"] = tuple(
-            (k.removeprefix(TRAINING_ARGUMENTS).replace("-", "_"), v)
-            for k, v in sorted(run_config.items())
-            if k.startswith(TRAINING_ARGUMENTS)
+            (name.removeprefix(TRAINING_ARGUMENTS).replace("-", "_"), value)
+            for name, value in sorted(run_config.items())
+            if name.startswith(TRAINING_ARGUMENTS)
         )
-        if values["learning_rate_min"] > values["learning_rate_max"]:
+        low, high = values["learning_rate_min"], values["learning_rate_max"]
+        if low > high:
             raise ValueError(
-                f"run config: train.learning-rate-min = {values['learning_rate_min']} is above "
-                f"train.learning-rate-max = {values['learning_rate_max']}"
+                f"run config: {cls.key_of('learning_rate_min')} = {low} is above "
+                f"{cls.key_of('learning_rate_max')} = {high}"
             )
-        config = cls(**values)
-        if config.trains and not config.lora_r and config.quantization:
-            raise ValueError(
-                "run config: model.lora.peft-lora-r = 0 trains the whole model, which "
-                f"model.quantization = {config.quantization} cannot; set it to 0"
-            )
-        if config.trains and config.aggregation_output == "discard":
-            raise ValueError(
-                "run config: aggregation.output = 'discard' would lose what was trained; it is "
-                "for measurements with train.disable = true"
-            )
-        return config
-
-    @property
-    def trains(self) -> bool:
-        """Tell whether clients train, or only serve the model that they have."""
-        return not self.train_disable and dict(self.training_arguments).get("max_steps") != 0
-
-    @property
-    def whole_model(self) -> bool:
-        """Tell whether whole models are averaged, not adapters."""
-        return not self.trains or self.lora_r == 0
+        return values
 
     def learning_rate(self, server_round: int) -> float:
         """Return the rate of a round: the cosine from the largest to the smallest."""
         done = (server_round - 1) / max(self.num_server_rounds - 1, 1)
         span = self.learning_rate_max - self.learning_rate_min
         return self.learning_rate_min + span * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+
+    def tests(self, server_round: int) -> bool:
+        """Tell whether the server tests the model in this round."""
+        return self.in_turn(server_round, self.evaluate_every_round)
+
+    def saves(self, server_round: int) -> bool:
+        """Tell whether the adapter of this round is kept."""
+        return server_round > 0 and self.in_turn(server_round, self.save_every_round)
+
+    def in_turn(self, server_round: int, every: int) -> bool:
+        return every > 0 and (server_round % every == 0 or server_round == self.num_server_rounds)

@@ -2,24 +2,20 @@
 
 import ast
 import inspect
-import sys
 import sysconfig
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-import datasets
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from flowertune_llm.config import Config
+from flowertune_llm.kit.images import load_rows
 from flowertune_llm.models import load_tokenizer
 
 IGNORED = -100  # the label of tokens that the loss leaves out
-
-if not sys.stderr.isatty():
-    datasets.disable_progress_bars()
 
 
 class Split(NamedTuple):
@@ -66,23 +62,6 @@ def load_split(name: str, test_examples: int, seed: int) -> Split:
         )
     parts = answered.train_test_split(test_size=test_examples, seed=seed)
     return Split(parts["train"], parts["test"], len(data) - len(answered))
-
-
-def load_rows(dataset: str, split: str) -> Dataset:
-    """Load a split of a local folder or of a Hub dataset.
-
-    Raises:
-        RuntimeError: it cannot be reached.
-    """
-    try:
-        return datasets.load_dataset(dataset, split=split)
-    except Exception as error:  # the Hub's client has no common base class for its errors
-        raise RuntimeError(
-            f"dataset = '{dataset}': cannot load its '{split}' split; no such folder, no such "
-            "dataset on the Hub, or the Hub cannot be reached. Without a network use "
-            "the dataset of offline.toml, or a local folder. "
-            f"({type(error).__name__}: {str(error).splitlines()[0]})"
-        ) from None
 
 
 def python_docs() -> Iterator[dict[str, str]]:

@@ -22,13 +22,15 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from flowertune_llm import smollm2
-from flowertune_llm.checkpoint import Arrays
+from flowertune_llm import (
+    profiler,  # profiler
+    smollm2,
+)
 from flowertune_llm.config import Config
+from flowertune_llm.kit.replies import Arrays
 
 # One template a run, for training and for questions alike: it is saved with the adapter.
 TEMPLATES = {
@@ -122,20 +124,6 @@ def load_model(config: Config) -> PeftModel:
     return add_adapter(model, config)
 
 
-def load_whole(config: Config, folder: Path) -> PreTrainedModel:
-    """Load a model of which all weights are to be trained, or tested.
-
-    Raises:
-        RuntimeError: this machine cannot do what is asked for.
-    """
-    check_platform(config)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype(config), device_map=device_map(config.device_map)
-    )
-    model.config.use_cache = False
-    return model
-
-
 def add_adapter(model: torch.nn.Module, config: Config) -> PeftModel:
     targets = [name.strip() for name in config.target_modules.split(",") if name.strip()]
     lora = LoraConfig(
@@ -150,8 +138,9 @@ def add_adapter(model: torch.nn.Module, config: Config) -> PeftModel:
         return get_peft_model(model, lora)
     except ValueError as error:
         raise RuntimeError(
-            f"model.lora.target-modules = '{config.target_modules}' does not fit "
-            f"{config.model_name}: {str(error).splitlines()[0]}"
+            f"model.lora.peft-lora-r = {config.lora_r} with target-modules = "
+            f"'{config.target_modules}' does not fit {config.model_name}: "
+            f"{str(error).splitlines()[0]}"
         ) from None
 
 
@@ -257,6 +246,7 @@ def get_adapter(model: PeftModel) -> Arrays:
     }
 
 
+@profiler.task("adapter")  # profiler
 def save_adapter(arrays: Arrays, config: Config, folder: Path) -> None:
     """Write the adapter in PEFT's own format, and the tokenizer with the prompt template.
 

@@ -1,22 +1,21 @@
-"""The server: what clients train, or have, becomes one model, round by round."""
+"""The server: sends the global adapter out, averages what comes back, tests it, saves it."""
 
-from functools import partial
-from logging import INFO
-from pathlib import Path
-from typing import Any
-
-from flwr.app import ArrayRecord, Context
-from flwr.common import log
+import numpy as np
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
 
-from flowertune_llm import profiling
-from flowertune_llm.checkpoint import RunState
+from flowertune_llm import profiler  # profiler
+from flowertune_llm.central import Adapters
 from flowertune_llm.config import Config
-from flowertune_llm.errors import shown
-from flowertune_llm.layerwise import LayerwiseFedAvg
-from flowertune_llm.outputs import open_run, state_of
-from flowertune_llm.strategy import AdapterFedAvg
-from flowertune_llm.synthetic import make_sink
+from flowertune_llm.kit.clients import Clients, Draw
+from flowertune_llm.kit.flower import shown
+from flowertune_llm.kit.loop import Entry, Loop
+from flowertune_llm.kit.run import Run
+from flowertune_llm.layerwise.choice import choose  # layerwise
+from flowertune_llm.tracking import tracker
+from flowertune_llm.transport import Wire
+from flowertune_llm.whole_models import WholeModels  # layerwise
 
 app = ServerApp()
 
@@ -25,35 +24,53 @@ app = ServerApp()
 @shown
 def main(grid: Grid, context: Context) -> None:
     config = Config.from_run_config(context.run_config)
-    state = state_of(config, dict(context.run_config))
-    initial, evaluate, rounds = ArrayRecord(), None, config.num_server_rounds
-    if config.trains:
-        from flowertune_llm import central  # seconds to import, and not needed to aggregate
+    run = Run(config, context.run_config)
+    strategy = FedAvg()  # or any other of Flower's
+    draw = RoundDraw(config.fraction_train, 0.0, config.min_replies, config.seed)
+    model = Adapters(config, run)
+    if config.whole_model:  # layerwise
+        model = WholeModels(config, run)  # layerwise
+    initial = model.prepare()
+    aggregation = choose(config, strategy, initial)  # layerwise
+    with (
+        run,
+        tracker(config, run) as track,
+        profiler.profiled(config.profile_enabled, run.folder, run.round) as profile,  # profiler
+    ):
+        grid = profiler.watched(grid)  # profiler
+        run.save = profiler.task("checkpoint")(run.save)  # profiler
+        strategy.aggregate_train = profiler.task("aggregate")(strategy.aggregate_train)  # profiler
+        wire = Wire(grid, config.transport_dtype)
+        clients = Clients(wire, config)
+        layers = aggregation.layers(run, clients, wire.traffic)  # layerwise
 
-        initial = central.begin(config)
-        evaluate = partial(central.evaluate, config)
-    elif rounds > 1:
-        rounds = 1
-        log(INFO, "Nothing is trained: one round is all there is to do")
-    with open_run(config, state, rounds) as (save, folder):
-        if config.trains and config.evaluate_every_round:
-            central.report_data(config)
-        strategy = make_strategy(config, initial, state, save, folder)
-        strategy.start(
-            profiling.watched(grid),
+        def end_round(entry: Entry) -> None:
+            model.save()
+            track(entry)
+            profile(run.round)  # profiler
+
+        model.begin()
+        Loop(
+            strategy,
+            run,
+            draw,
+            clients=clients,
+            train=layers and layers.train,  # layerwise
+            remarks=wire.remarks,
+            on_round_end=end_round,
+        ).start(
+            wire,
             initial,
-            num_rounds=rounds,
+            num_rounds=model.rounds,
             timeout=config.round_timeout,
-            evaluate_fn=evaluate and partial(evaluate, folder),
+            evaluate_fn=model.evaluate,
         )
+        if layers:  # layerwise
+            layers.forget()  # layerwise
 
 
-def make_strategy(
-    config: Config, initial: ArrayRecord, state: RunState, save: Any, folder: Path
-) -> AdapterFedAvg:
-    """Choose how replies travel: an adapter that fits into one slice comes whole."""
-    size = sum(len(array.data) for array in initial.values())
-    in_slices = config.aggregation_mode == "layerwise" and size > config.slice_megabytes * 2**20
-    if config.whole_model or in_slices:
-        return LayerwiseFedAvg(config, state, save, folder, partial(make_sink, config))
-    return AdapterFedAvg(config, state, save)
+class RoundDraw(Draw):
+    """The draw of a run whose clients train and do not test."""
+
+    def generator(self, server_round: int, kind: str) -> np.random.Generator:
+        return np.random.default_rng((self.seed, server_round))

@@ -3,18 +3,16 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from logging import INFO
-from typing import Any
 
 from flwr.common import log
 
-from flowertune_llm.checkpoint import RunFolder
 from flowertune_llm.config import Config
+from flowertune_llm.kit.loop import Entry
+from flowertune_llm.kit.run import Run
 
 
 @contextmanager
-def tracker(
-    config: Config, folder: RunFolder, run_config: dict[str, Any]
-) -> Iterator[Callable[[dict[str, Any]], None]]:
+def tracker(config: Config, run: Run) -> Iterator[Callable[[Entry], None]]:
     """Yield a function that logs one entry of results.json."""
     if config.wandb_mode == "disabled":
         yield lambda entry: None
@@ -22,24 +20,24 @@ def tracker(
 
     import wandb  # only here: it takes a second, and not everyone wants it
 
-    name = "-".join(folder.path.parts[-2:])
+    name = "-".join(run.folder.parts[-2:])
     online = config.wandb_mode == "online"
     with wandb.init(
         project=config.wandb_project,
         name=name,
         id=name,
-        dir=folder.path,
-        config=run_config,
+        dir=run.folder,
+        config=run.run_config,
         mode=config.wandb_mode,
         resume="allow" if online else None,
         settings=wandb.Settings(silent=True),
-    ) as run:
-        later = f"to upload it later: wandb sync {run.dir.removesuffix('/files')}"
-        log(INFO, "W&B: %s", run.url if online else later)
-        yield lambda entry: run.log(named_metrics(entry), step=entry["round"])
+    ) as tracked:
+        later = f"to upload it later: wandb sync {tracked.dir.removesuffix('/files')}"
+        log(INFO, "W&B: %s", tracked.url if online else later)
+        yield lambda entry: tracked.log(named_metrics(entry), step=entry["round"])
 
 
-def named_metrics(entry: dict[str, Any]) -> dict[str, float]:
+def named_metrics(entry: Entry) -> dict[str, float]:
     """Rename the metrics of a round so that a chart says who measured them."""
     central = {f"centralized_{k}": v for k, v in entry["evaluate_metrics_serverapp"].items()}
     return entry["train_metrics"] | central | entry["traffic"]

@@ -1,39 +1,42 @@
 """What several tests need."""
 
 import os
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from flowertune_llm import smollm2
-from flwr.common.config import flatten_dict
+from flowertune_llm.kit import testing
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-from .running import APP, DECLARED
 
 
 @pytest.fixture
 def run_config() -> dict[str, Any]:
     """The run config of pyproject.toml, flat, as an app receives it."""
-    return flatten_dict(DECLARED["app"]["config"])
+    return testing.run_config()
 
 
 @pytest.fixture
 def offline(run_config) -> dict[str, Any]:
     """The run config with offline.toml, as an app receives it."""
-    return run_config | flatten_dict(tomllib.loads((APP / "offline.toml").read_text()))
+    return run_config | testing.offline()
 
 
 @pytest.fixture
-def small(offline, small_model) -> dict[str, Any]:
-    """offline.toml's settings for the small model, a few steps on the CPU."""
-    return offline | {
+def little(small_model) -> dict[str, Any]:
+    """What makes offline.toml's settings a matter of seconds: the small model, a few steps."""
+    return {
         "model.name": str(small_model),
         "test-examples": 16,
         "train.training-arguments.max-steps": 3,
     }
+
+
+@pytest.fixture
+def small(offline, little) -> dict[str, Any]:
+    """The run config with offline.toml for the small model, as an app receives it."""
+    return offline | little
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ One of raise, nan, short.
 
 import os
 
-from flowertune_llm import client_app, serving
+from flowertune_llm import client_app
+from flowertune_llm.layerwise import serving
 from flwr.app import RecordDict
 from flwr.clientapp import ClientApp
 

@@ -3,26 +3,33 @@
 import re
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from flowertune_llm.shards import Checkpoint, Shard, Tensor, Writer, plan
+from flowertune_llm import server_app
+from flowertune_llm.config import Config
+from flowertune_llm.kit.flower import RunFailed
+from flowertune_llm.kit.testing import (
+    APP,
+    in_process,
+    kill,
+    offline,
+    only_run,
+    posix_only,
+    simulation,
+    start,
+    stop_at,
+)
+from flowertune_llm.layerwise.choice import choose
+from flowertune_llm.layerwise.shards import Checkpoint, Shard, Tensor, Writer, plan
 from flowertune_llm.transport import DTYPES
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import FedAvg, FedMedian
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from .running import (
-    APP,
-    as_run_config,
-    faulty_copy,
-    kill,
-    only_run,
-    posix_only,
-    results,
-    run,
-    simulation,
-    start,
-)
+from .faulty_client import FaultyClient
 
 MEBIBYTE = 2**20
 LOSS_OF_WHOLE, LOSS_OF_LONG_ADAPTER = 10.683, 10.760  # of the small Llama after two rounds
@@ -50,6 +57,13 @@ def save_models(folder: Path, dtype: torch.dtype, count: int = 3, width: int = 2
     return folders
 
 
+@pytest.fixture
+def told(caplog):
+    """What was logged, information included."""
+    caplog.set_level("INFO", "flwr")
+    return caplog
+
+
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {k: v for path in folder.glob("*.safetensors") for k, v in load_file(path).items()}
 
@@ -59,15 +73,16 @@ def mean(folders: list[Path]) -> dict[str, torch.Tensor]:
     return {name: sum(m[name].double() for m in models) / len(models) for name in models[0]}
 
 
-def command(folder: Path, app: Path = APP, nodes: int = 3, **changes: object) -> list[str]:
-    settings = {
+def settings(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Return settings that average the models of `save_models`."""
+    averaging = {
         "model.name": f"{folder}/site-{{partition}}",
         "train.disable": True,
         "strategy.fraction-train": 1.0,
         "aggregation.slice-megabytes": 1,
         "aggregation.shard-megabytes": 2,
-    } | {key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()}
-    return simulation(app, as_run_config(settings), nodes)
+    }
+    return averaging | changes
 
 
 def assert_mean(result: Path, folders: list[Path], dtype: torch.dtype) -> None:
@@ -80,47 +95,36 @@ def assert_mean(result: Path, folders: list[Path], dtype: torch.dtype) -> None:
         )
 
 
-OTHERS = [pytest.param(n, marks=pytest.mark.thorough) for n in DTYPES if n != "bfloat16"]
-
-
-@pytest.mark.parametrize("name", ["bfloat16", *OTHERS])
-def test_slices_make_the_mean_of_all_models(name, tmp_path):
+@pytest.mark.parametrize("name", DTYPES)
+def test_slices_make_the_mean_of_all_models(name, tmp_path, told):
     folders = save_models(tmp_path, DTYPES[name])
-    done = run(command(tmp_path), tmp_path)
-    assert done.returncode == 0, done.stdout
+    [_, entry] = in_process(tmp_path, 3, **settings(tmp_path))
     result = only_run(tmp_path) / "model_1"
     assert len(list(result.glob("model-*-of-*.safetensors"))) > 1
     assert_mean(result, folders, DTYPES[name])
     model = AutoModelForCausalLM.from_pretrained(result)
     assert model.dtype == DTYPES[name]
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    [entry] = results(tmp_path)[1:]
     assert entry["traffic"]["up_bytes"] == sum(v.nbytes for v in tensors(folders[0]).values())
-    assert "Nothing is trained: one round" in done.stdout
+    assert "Nothing is trained: one round" in told.text
+    assert f"Model: {result}" in told.text
+    assert "Aggregation: layer by layer, since whole models are averaged" in told.text
 
 
-@pytest.mark.thorough
-def test_all_at_once_makes_the_same(tmp_path):
+def test_all_at_once_makes_the_same(tmp_path, told):
     folders = save_models(tmp_path, torch.bfloat16)
-    done = run(command(tmp_path, aggregation__mode="all_at_once"), tmp_path)
-    assert done.returncode == 0, done.stdout
+    in_process(tmp_path, 3, **settings(tmp_path), aggregation__mode="all_at_once")
     assert_mean(only_run(tmp_path) / "model_1", folders, torch.bfloat16)
+    assert 'Aggregation: all models at once, since aggregation.mode = "all_at_once"' in told.text
 
 
-@pytest.fixture
-def faulty_app(tmp_path) -> Path:
-    """A copy of the app whose client fails as the environment says."""
-    return faulty_copy(tmp_path)
-
-
-def test_client_that_fails_is_in_no_slice(faulty_app, tmp_path, monkeypatch):
+def test_client_that_fails_is_in_no_slice(tmp_path, monkeypatch, told):
     """One raises, one sends NaN, one too little, one has another model; two are well."""
     folders = save_models(tmp_path, torch.bfloat16, 5)
     save_models(tmp_path / "other", torch.bfloat16, 1, width=128)[0].rename(tmp_path / "site-5")
     for partition, fault in enumerate(("raise", "nan", "short"), 1):
         monkeypatch.setenv(f"FAULT_{partition}", fault)
-    done = run(command(tmp_path, faulty_app, 6), tmp_path)
-    assert done.returncode == 0, done.stdout
+    in_process(tmp_path, 6, FaultyClient(), **settings(tmp_path))
     for text in (
         "Partition 5 left out of training: not the others' model: model.",
         "Starting over with 4 clients",
@@ -129,33 +133,45 @@ def test_client_that_fails_is_in_no_slice(faulty_app, tmp_path, monkeypatch):
         "bytes for model.layers.",
         "Starting over with 2 clients",
     ):
-        assert text in done.stdout, done.stdout
+        assert text in told.text
     assert_mean(only_run(tmp_path) / "model_1", [folders[0], folders[4]], torch.bfloat16)
 
 
-def test_failure_can_end_the_run(faulty_app, tmp_path, monkeypatch):
+def test_failure_can_end_the_run(tmp_path, monkeypatch):
     save_models(tmp_path, torch.bfloat16)
     monkeypatch.setenv("FAULT_1", "nan")
-    done = run(command(tmp_path, faulty_app, aggregation__on_failure="stop"), tmp_path)
-    assert done.returncode != 0
-    assert "partition 1: model.layers." in done.stdout
+    with pytest.raises(RunFailed, match=r"partition 1: model\.layers\."):
+        in_process(
+            tmp_path, 3, FaultyClient(), **settings(tmp_path), aggregation__on_failure="stop"
+        )
     assert not list(only_run(tmp_path).glob("model_*"))
 
 
-def test_killed_run_carries_on_from_the_last_whole_shard(tmp_path):
-    folders = save_models(tmp_path, torch.float32, 2, width=1024)
-    words = command(tmp_path, nodes=2, aggregation__shard_megabytes=9)
-    shard = "outputs/*/*/.model_1-partial/model-00002-of-*.safetensors"
-    kill(start(words, tmp_path, until=lambda _: list(tmp_path.glob(shard))))
-    path = only_run(tmp_path)
+def assert_carries_on(folder: Path, folders: list[Path]) -> None:
+    """Resume a run that was stopped in the middle of its model, and look at what it makes."""
+    path = only_run(folder)
     assert not (path / "model_1").exists()
     assert not (path / ".model_1-partial" / "config.json").exists()
-    done = run(
-        command(tmp_path, nodes=2, aggregation__shard_megabytes=9, resume_from=str(path)), tmp_path
-    )
-    assert done.returncode == 0, done.stdout
-    assert re.search(r"[1-9]\d* of \d+ shards are whole already", done.stdout)
+    in_process(folder, 2, **settings(folder), resume_from=str(path))
     assert_mean(path / "model_1", folders, torch.float32)
+
+
+def test_interrupted_run_carries_on_from_the_last_whole_shard(tmp_path, told):
+    folders = save_models(tmp_path, torch.float32, 2)
+    with pytest.raises(KeyboardInterrupt):
+        in_process(tmp_path, 2, stop_at(14), **settings(tmp_path))
+    assert_carries_on(tmp_path, folders)
+    assert re.search(r"[1-9]\d* of \d+ shards are whole already", told.text)
+
+
+@pytest.mark.thorough
+def test_killed_run_carries_on_from_the_last_whole_shard(tmp_path, told):
+    folders = save_models(tmp_path, torch.float32, 2, width=1024)
+    words = simulation(APP, offline(**settings(tmp_path)), 2)
+    shard = "outputs/*/*/.model_1-partial/model-00002-of-*.safetensors"
+    kill(start(words, tmp_path, until=lambda _: list(tmp_path.glob(shard))))
+    assert_carries_on(tmp_path, folders)
+    assert re.search(r"[1-9]\d* of \d+ shards are whole already", told.text)
 
 
 @pytest.fixture
@@ -220,13 +236,11 @@ def test_damaged_checkpoints_are_named(tmp_path):
         Checkpoint(folder)
 
 
-def test_trained_models_are_averaged_over_rounds(small, tmp_path):
+def test_trained_models_are_averaged_over_rounds(little, tmp_path):
     """The whole small Llama is trained, and sent to the clients again; they keep nothing."""
-    small |= {"model.lora.peft-lora-r": 0, "num-server-rounds": 2, "strategy.fraction-train": 1.0}
-    small |= {"aggregation.client-dir": str(tmp_path / "clients")}
-    done = run(simulation(APP, as_run_config(small), nodes=2), tmp_path)
-    assert done.returncode == 0, done.stdout
-    history = results(tmp_path)
+    little |= {"model.lora.peft-lora-r": 0, "num-server-rounds": 2, "strategy.fraction-train": 1.0}
+    little |= {"aggregation.client-dir": str(tmp_path / "clients")}
+    history = in_process(tmp_path, 2, **little)
     losses = [e["evaluate_metrics_serverapp"].get("loss") for e in history]
     assert losses[2] < losses[0]
     assert losses[2] == pytest.approx(LOSS_OF_WHOLE, rel=2e-3)
@@ -235,16 +249,45 @@ def test_trained_models_are_averaged_over_rounds(small, tmp_path):
     assert (only_run(tmp_path) / "model_2" / "tokenizer.json").is_file()
 
 
-@pytest.mark.thorough
-def test_long_adapters_travel_in_slices(small, tmp_path):
+@pytest.fixture
+def long(little) -> dict[str, Any]:
+    """Settings for an adapter of several slices."""
+    little |= {"model.lora.peft-lora-r": 2000, "model.lora.peft-lora-alpha": 2000}
+    return little | {"num-server-rounds": 2, "aggregation.slice-megabytes": 1}
+
+
+def test_long_adapters_travel_in_slices(long, tmp_path, told):
     """An adapter of several slices; whole in one message it gives the same loss."""
-    small |= {"model.lora.peft-lora-r": 2000, "model.lora.peft-lora-alpha": 2000}
-    small |= {"num-server-rounds": 2, "aggregation.slice-megabytes": 1}
-    done = run(simulation(APP, as_run_config(small), nodes=4), tmp_path)
-    assert done.returncode == 0, done.stdout
-    assert "Aggregated 1 models" in done.stdout
-    history = results(tmp_path)
+    history = in_process(tmp_path, 4, **long)
+    assert re.search(
+        r"Aggregation: layer by layer, since the adapter has 3\.\d MB and "
+        r"aggregation\.slice-megabytes = 1",
+        told.text,
+    )
+    assert "Aggregated 1 models" in told.text
     loss = history[2]["evaluate_metrics_serverapp"]["loss"]
     assert loss == pytest.approx(LOSS_OF_LONG_ADAPTER, rel=1e-3)
     assert history[1]["traffic"]["up_bytes"] > 3 * MEBIBYTE
     assert (only_run(tmp_path) / "peft_2" / "adapter_model.safetensors").is_file()
+
+
+def test_other_strategy_is_never_skipped_without_a_word(long, tmp_path, monkeypatch, told):
+    monkeypatch.setattr(server_app, "FedAvg", FedMedian)
+    message = r"FedMedian would never be asked to aggregate: the adapter .*slice-megabytes = 1, so"
+    with pytest.raises(ValueError, match=message):
+        in_process(tmp_path, 2, **long)
+    assert not (tmp_path / "outputs").exists()
+    in_process(tmp_path, 2, **long | {"aggregation.mode": "all_at_once", "num-server-rounds": 1})
+    assert 'Aggregation: FedMedian, since aggregation.mode = "all_at_once"' in told.text
+
+
+def test_whole_models_are_for_fedavg_alone(small):
+    class OwnFedAvg(FedAvg):
+        pass
+
+    whole = Config.from_run_config(small | {"model.lora.peft-lora-r": 0})
+    assert choose(whole, FedAvg(), ArrayRecord()).by_layers
+    with pytest.raises(ValueError, match=r"OwnFedAvg .* whole models .* or train an adapter"):
+        choose(whole, OwnFedAvg(), ArrayRecord())
+    short = choose(Config.from_run_config(small), OwnFedAvg(), ArrayRecord())
+    assert (short.by_layers, short.words.split(",")[0]) == (False, "OwnFedAvg")

@@ -12,9 +12,14 @@ from flowertune_llm.dataset import load_partition, load_test
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 
+PRECISIONS = [("float32", 0), ("bfloat16", 0), ("bfloat16", 4), ("bfloat16", 8)]
+OTHERS = [("float16", 0), ("float32", 4), ("float32", 8), ("float16", 4), ("float16", 8)]
 
-@pytest.mark.parametrize("quantization", [0, 4, 8])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+
+@pytest.mark.parametrize(
+    ("dtype", "quantization"),
+    [*PRECISIONS, *(pytest.param(*other, marks=pytest.mark.thorough) for other in OTHERS)],
+)
 def test_every_precision_trains(small, tmp_path, quantization, dtype):
     changes = {"model.quantization": quantization, "model.dtype": dtype, "train.seq-length": 64}
     changes |= {"train.learning-rate-max": 0.01}

@@ -11,12 +11,13 @@ import uuid
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from flowertune_llm import profile_recorder, profile_report, profile_sources, profiling
+from flowertune_llm import profiler
+from flowertune_llm.kit.testing import APP, as_run_config, in_process, offline, only_run, run
+from flowertune_llm.profiler import hooks, recorder, sources
+from flowertune_llm.profiler.report import main
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 
-from .running import APP, NODES, offline, only_run, run, simulation
-
-ROUNDS, CLIENTS = 2, 2
+ROUNDS, NODES, CLIENTS = 2, 20, 2
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def report(monkeypatch, capsys):
     def call(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["flwr-profile", *map(str, words)])
         try:
-            status = profile_report.main()
+            status = main()
         except SystemExit as ended:  # argparse
             status = ended.code
         return status, *capsys.readouterr()
@@ -36,12 +37,13 @@ def report(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def profiled(small_model, tmp_path_factory) -> SimpleNamespace:
-    """A simulation of the small model: its output folder, log, run id and wall time."""
+    """A run of the small model: its output folder, log, run id and wall time."""
     where = tmp_path_factory.mktemp("profiled")
     settings = {"profile.enabled": True, "model.name": str(small_model), "test-examples": 16}
     settings |= {"num-server-rounds": ROUNDS, "train.training-arguments.max-steps": 3}
     began = time.monotonic()
-    done = run(simulation(APP, offline(**settings)), where)
+    command = [sys.executable, "-m", "flowertune_llm.kit.in_process", "--num-supernodes", NODES]
+    done = run([*command, "--run-config", as_run_config(offline(**settings))], where)
     seconds = time.monotonic() - began
     assert done.returncode == 0, done.stdout
     [run_id] = set(re.findall(r'PROFILE {"run_id": "(\d+)"', done.stdout))
@@ -58,7 +60,7 @@ def test_tables_by_folder_and_by_run_id(profiled, report, monkeypatch):
     assert report(profiled.run_id) == (0, printed, "")
     assert report(profiled.run_id, "--by", "node")[1].count("train") >= CLIENTS
     assert tomllib.loads((APP / "pyproject.toml").read_text())["project"]["scripts"] == {
-        "flwr-profile": "flowertune_llm.profile_report:main"
+        "flwr-profile": "flowertune_llm.profiler.report:main"
     }
 
 
@@ -71,13 +73,14 @@ def test_figures_are_those_of_the_run(profiled, report):
         ("train", "client"): ROUNDS * CLIENTS,
         ("aggregate", "server"): ROUNDS,
         ("checkpoint", "server"): ROUNDS + 1,
+        ("adapter", "server"): 1,
     }
     for row in shown["summary"]:
         assert 0 < row["seconds_mean"] <= row["seconds_max"] < profiled.seconds
         assert row["memory_bytes_max"] > 50 * 2**20
         assert row["read_bytes"] >= 0
         assert row["written_bytes"] >= 0
-        assert row["io"][0] in profile_recorder.COUNTERS
+        assert row["io"][0] in recorder.COUNTERS
     took = [entry["seconds"] for entry in shown["rounds"]]
     assert len(took) == ROUNDS + 1
     assert sum(took) < profiled.seconds
@@ -111,7 +114,7 @@ def test_page_needs_nothing_else(profiled, report, tmp_path):
 
 
 def test_nothing_to_show_is_said_in_one_line(report, tmp_path, monkeypatch):
-    monkeypatch.setattr(profile_sources, "ANSWER_SECONDS", 1)
+    monkeypatch.setattr(sources, "ANSWER_SECONDS", 1)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "unprofiled").mkdir()
     app = tmp_path / "app"
@@ -150,6 +153,16 @@ def test_newer_flower_is_named_in_one_line(report, monkeypatch):
     assert "can be asked with flwr 1.25, not with this release" in error
 
 
+def test_aggregation_in_slices_is_measured(little, tmp_path):
+    little |= {"model.lora.peft-lora-r": 2000, "aggregation.slice-megabytes": 1}
+    little |= {"num-server-rounds": 1, "train.evaluate-every-round": 0}
+    in_process(tmp_path, NODES, **little, profile__enabled=True)
+    [_, entry] = sources.read(only_run(tmp_path) / "profile.json")["rounds"]
+    tasks = {row["task"]: row["count"] for row in entry["tasks"]}
+    assert tasks["aggregate"] == 1
+    assert tasks["query.slice"] >= 4
+
+
 class Loopback:
     """A Grid whose client answers at once; `answer` makes the reply."""
 
@@ -172,7 +185,7 @@ class Loopback:
 def profiled_reply(message: Message, **changes) -> Message:
     context = Context(7, 3, {"partition-id": 1}, RecordDict(), {"profile.enabled": True})
     content = RecordDict({"arrays": ArrayRecord({"a": Array("uint8", (8,), "raw", bytes(8))})})
-    reply = profiling.mod(message, context, lambda m, c: Message(content, reply_to=m))
+    reply = profiler.mod(message, context, lambda m, c: Message(content, reply_to=m))
     reply.content["profile"].update(changes)
     return reply
 
@@ -183,15 +196,15 @@ def messages(count: int) -> list[Message]:
 
 
 def test_thousands_of_messages_add_up_to_one_row(tmp_path):
-    with profiling.profiled(True, tmp_path, -1) as end_round:
-        grid = profiling.watched(Loopback(profiled_reply))
+    with profiler.profiled(True, tmp_path, -1) as end_round:
+        grid = profiler.watched(Loopback(profiled_reply))
         for _ in range(20):
             for reply in grid.send_and_receive(messages(100)):
                 assert list(reply.content) == ["arrays"]
-        recorder = profiling.active
-        assert (len(recorder.sent), len(recorder.tasks), len(recorder.network)) == (0, 1, 1)
+        kept = hooks.active
+        assert (len(kept.sent), len(kept.tasks), len(kept.network)) == (0, 1, 1)
         end_round(1)
-    [entry] = profile_sources.read(tmp_path / "profile.json")["rounds"]
+    [entry] = sources.read(tmp_path / "profile.json")["rounds"]
     [[row], [network]] = entry["tasks"], entry["network"]
     assert (row["task"], row["scope"], row["node"], row["count"]) == (
         *("query.slice", "client", 1, 2000),
@@ -209,14 +222,14 @@ def test_errors_nonsense_and_clocks_apart_break_nothing(tmp_path):
             profiled_reply,
         ]
     )
-    with profiling.profiled(True, tmp_path, -1) as end_round:
-        grid = profiling.watched(Loopback(lambda message: next(answers)(message)))
+    with profiler.profiled(True, tmp_path, -1) as end_round:
+        grid = profiler.watched(Loopback(lambda message: next(answers)(message)))
         replies = grid.send_and_receive(messages(5))
         assert not any("profile" in reply.content for reply in replies if reply.has_content())
         grid.grid.answer = profiled_reply
         grid.push_messages(messages(1))  # nobody asks for the answer
         end_round(1)
-    [entry] = profile_sources.read(tmp_path / "profile.json")["rounds"]
+    [entry] = sources.read(tmp_path / "profile.json")["rounds"]
     [network], [row] = entry["network"], entry["tasks"]
     counts = {name: network[name] for name in ("messages", "replies", "failed", "timed", "split")}
     assert counts == {"messages": 6, "replies": 4, "failed": 1, "timed": 2, "split": 1}
@@ -226,10 +239,10 @@ def test_errors_nonsense_and_clocks_apart_break_nothing(tmp_path):
 def test_off_records_nothing(tmp_path):
     grid, context = Loopback(None), Context(7, 3, {}, RecordDict(), {"profile.enabled": False})
     [message] = messages(1)
-    with profiling.profiled(False, tmp_path, -1) as end_round, profiling.task("aggregate"):
-        assert profiling.watched(grid) is grid
+    with profiler.profiled(False, tmp_path, -1) as end_round, profiler.task("aggregate"):
+        assert profiler.watched(grid) is grid
         end_round(1)
-    assert profiling.mod(message, context, lambda m, c: m) is message
+    assert profiler.mod(message, context, lambda m, c: m) is message
     assert list(message.content) == ["config"]
     assert not list(tmp_path.iterdir())
 
@@ -238,18 +251,18 @@ def test_resumed_and_followed_to_its_end(tmp_path):
     """A failed run of two rounds, resumed after the first; what follows it sees each round."""
 
     def broken() -> None:
-        with profiling.profiled(True, tmp_path, -1) as end_round:
-            profiling.watched(Loopback(None))
+        with profiler.profiled(True, tmp_path, -1) as end_round:
+            profiler.watched(Loopback(None))
             end_round(1)
             end_round(2)
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         broken()
-    assert profile_sources.read(tmp_path / "profile.json")["status"] == "failed"
-    with profiling.profiled(True, tmp_path, 1) as end_round:
-        profiling.watched(SimpleNamespace(run=SimpleNamespace(run_id=8)))
-        following = profile_sources.from_folder(tmp_path, live=True)
+    assert sources.read(tmp_path / "profile.json")["status"] == "failed"
+    with profiler.profiled(True, tmp_path, 1) as end_round:
+        profiler.watched(SimpleNamespace(run=SimpleNamespace(run_id=8)))
+        following = sources.from_folder(tmp_path, live=True)
         seen = [next(following)]
         end_round(2)
         seen.append(next(following))

@@ -1,27 +1,36 @@
-"""The commands that a user runs, to the end and through trouble."""
+"""The README's command on Ray, with the losses that it promises; small runs in one process."""
 
+import importlib.util
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.numpy
-
-from .running import (
+from flowertune_llm import server_app
+from flowertune_llm.kit.testing import (
     APP,
     BIN,
-    as_run_config,
+    Faulty,
+    in_process,
     kill,
+    offline,
     only_run,
     posix_only,
     results,
     run,
     simulation,
     start,
+    stop_at,
 )
+from flwr.app import Array, ArrayRecord, MessageType
+from flwr.serverapp.strategy import FedAdam, FedMedian
 
 # The losses that the README promises for the offline run: before training, and after.
 LOSS_BEFORE, LOSS_AFTER, TOLERANCE = 3.86, 3.06, 0.1
+NODES = 20
 
 pytestmark = posix_only
 
@@ -67,58 +76,131 @@ def test_trained_adapter_answers(finished):
     assert re.search(r"(path|join|director)", done.stdout.splitlines()[-1])
 
 
-def test_adapter_for_another_model_is_refused(finished, small_model):
+def test_adapter_for_another_model_is_refused(finished, small_model, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("ask", APP / "test.py")
+    ask = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(ask)
+
+    def refused(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["test.py", "--question", "Why?", *map(str, words)])
+        with pytest.raises(SystemExit):
+            ask.main()
+        return capsys.readouterr().err
+
     adapter = only_run(finished[0]) / "peft_4"
-    command = [sys.executable, APP / "test.py", "--question", "Why?", "--peft-path"]
-    done = run([*command, adapter, "--base-model", small_model], finished[0])
-    assert done.returncode == 2
-    assert f"does not fit {small_model}" in done.stdout
-    done = run([*command, finished[0]], finished[0])
-    assert "adapter_config.json is missing; give a folder peft_<round>" in done.stdout
+    told = refused("--peft-path", adapter, "--base-model", small_model)
+    assert f"does not fit {small_model}" in told
+    told = refused("--peft-path", finished[0])
+    assert "adapter_config.json is missing; give a folder peft_<round>" in told
+
+
+@pytest.fixture
+def brief(little) -> dict:
+    """Three rounds of the small model, two of 20 clients in each, changes in bfloat16."""
+    little |= {"num-server-rounds": 3, "strategy.fraction-train": 0.1, "train.seq-length": 96}
+    return little | {"strategy.transport-dtype": "bfloat16", "train.evaluate-every-round": 1}
+
+
+def adapter(folder: Path, server_round: int) -> dict[str, np.ndarray]:
+    path = only_run(folder) / f"peft_{server_round}" / "adapter_model.safetensors"
+    return safetensors.numpy.load_file(path)
+
+
+STRATEGIES = {
+    "FedAvg": server_app.FedAvg,
+    "FedAdam": partial(FedAdam, eta=0.001, beta_1=0.9, beta_2=0.99),
+    "FedMedian": FedMedian,
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["FedAvg", "FedAdam", pytest.param("FedMedian", marks=pytest.mark.thorough)]
+)
+def test_interrupted_and_resumed_gives_the_same_results(name, brief, tmp_path, monkeypatch):
+    """All are asked who they are, then two train in each round; the second of round 2 stops."""
+    monkeypatch.setattr(server_app, "FedAvg", STRATEGIES[name])
+    whole = in_process(tmp_path / "whole", NODES, **brief)
+    assert loss(whole[3]) < loss(whole[0])
+    part = tmp_path / "part"
+    with pytest.raises(KeyboardInterrupt):
+        in_process(part, NODES, stop_at(NODES + 4), **brief)
+    assert len(results(part)) == 2
+    folder = str(only_run(part))
+    assert in_process(part, NODES, **brief, resume_from=folder) == whole
+    one, other = adapter(tmp_path / "whole", 3), adapter(part, 3)
+    assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_lost_adapter_is_there_again_after_a_resume(brief, tmp_path):
+    brief |= {"num-server-rounds": 1, "wandb.mode": "offline"}
+    in_process(tmp_path, NODES, **brief)
+    path = only_run(tmp_path)
+    assert list(path.glob("wandb/offline-run-*/*.wandb"))
+    (path / "peft_1").rename(tmp_path / "lost")
+    in_process(tmp_path, NODES, **brief | {"resume-from": str(path), "wandb.mode": "disabled"})
+    made, lost = path / "peft_1", tmp_path / "lost"
+    assert {file.name for file in made.iterdir()} == {file.name for file in lost.iterdir()}
+
+
+def spoil(message, context, answer):
+    """Have the first three clients spoil their changes, each in its way."""
+    reply, partition = answer(), context.node_config["partition-id"]
+    if message.metadata.message_type != MessageType.TRAIN:
+        return reply
+    arrays = reply.content["arrays"]
+    first = next(iter(arrays))
+    if partition == 0:
+        arrays[first] = Array(np.array(["no", "numbers"]))
+    if partition == 1:
+        arrays[first] = Array(np.full(arrays[first].shape, 0x7FC0, np.uint16))  # NaN
+    if partition == 2:
+        reply.content["arrays"] = ArrayRecord({first: arrays[first]})
+    return reply
+
+
+def test_bad_clients_cost_only_their_own_contribution(brief, tmp_path, caplog):
+    changes = {"strategy.fraction-train": 1.0, "num-server-rounds": 1}
+    history = in_process(tmp_path, 4, Faulty(spoil), **brief | changes)
+    assert [client["partition"] for client in history[1]["clients"]] == [3]
+    for line in (
+        "Partition 0 left out of training: its arrays are not named like the global model's",
+        "Partition 1 left out of training: base_model.model.model.layers.0.self_attn.q_proj",
+        "Partition 2 left out of training: its arrays are not named like the global model's",
+    ):
+        assert line in caplog.text
+
+
+def test_bad_value_ends_the_run_before_it_starts(brief, tmp_path):
+    message = r"prompt-template = 'llama' is not valid; allowed: one of vicuna, alpaca, chat"
+    with pytest.raises(ValueError, match=message):
+        in_process(tmp_path, NODES, **brief | {"model.prompt-template": "llama"})
+    assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.thorough
-def test_killed_and_resumed_gives_the_same_results(small, tmp_path):
-    """SIGKILL in the middle of a round; then resume, in the same folder, to the end."""
-    small |= {"num-server-rounds": 4, "train.evaluate-every-round": 1, "wandb.mode": "offline"}
+def test_killed_and_resumed_gives_the_same_results(brief, tmp_path):
+    """SIGKILL in the middle of a round on Ray; then resume, in the same folder, to the end."""
+    brief = offline(**brief)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()
-    command = simulation(APP, as_run_config(small))
-    done = run(command, whole)
+    done = run(simulation(APP, brief, NODES), whole)
     assert done.returncode == 0, done.stdout
-    assert list(only_run(whole).glob("wandb/offline-run-*/*.wandb"))
-
-    kill(start(command, broken, until=lambda log: "[ROUND 3/4]" in log))
+    kill(start(simulation(APP, brief, NODES), broken, until=lambda log: "[ROUND 3/3]" in log))
     assert len(results(broken)) in (3, 4)
-    small |= {"resume-from": str(only_run(broken))}
-    done = run(simulation(APP, as_run_config(small)), broken)
+    done = run(simulation(APP, brief | {"resume-from": str(only_run(broken))}, NODES), broken)
     assert done.returncode == 0, done.stdout
-    assert "Resuming after round" in done.stdout
     assert results(broken) == results(whole)
-    one, other = (
-        safetensors.numpy.load_file(only_run(folder) / "peft_4" / "adapter_model.safetensors")
-        for folder in (whole, broken)
-    )
+    one, other = adapter(whole, 3), adapter(broken, 3)
     assert all((one[name] == other[name]).all() for name in one)
 
 
 @pytest.mark.thorough
-def test_bad_value_ends_the_run_before_it_starts(small, tmp_path):
-    small |= {"model.prompt-template": "llama"}
-    done = run(simulation(APP, as_run_config(small)), tmp_path)
-    assert done.returncode != 0
-    assert "allowed: one of vicuna, alpaca, chat" in done.stdout
-    assert not (tmp_path / "outputs").exists()
-
-
-def test_real_alpaca_in_four_bits_and_sixteen_bit_transport(offline, real_data, tmp_path):
+def test_real_alpaca_in_four_bits_and_sixteen_bit_transport(real_data, tmp_path):
     """Two rounds on real rows of Alpaca-GPT4, base model in NF4, changes in bfloat16."""
-    offline |= {"dataset": str(real_data / "alpaca-gpt4"), "model.quantization": 4}
-    offline |= {"strategy.transport-dtype": "bfloat16", "num-server-rounds": 2}
-    offline |= {"test-examples": 32, "train.training-arguments.max-steps": 6}
-    done = run(simulation(APP, as_run_config(offline)), tmp_path)
-    assert done.returncode == 0, done.stdout
-    history = results(tmp_path)
+    changes = {"dataset": str(real_data / "alpaca-gpt4"), "model.quantization": 4}
+    changes |= {"strategy.transport-dtype": "bfloat16", "num-server-rounds": 2}
+    changes |= {"test-examples": 32, "train.training-arguments.max-steps": 6}
+    history = in_process(tmp_path, NODES, **changes)
     assert loss(history[2]) < loss(history[0])
     assert history[1]["traffic"]["up_bytes"] == pytest.approx(3_686_400 / 2, rel=0.02)

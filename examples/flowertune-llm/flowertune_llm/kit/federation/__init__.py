@@ -1,0 +1,26 @@
+# Part of the kit: the same in every example, word for word. You need not read it to change one.
+"""A federation on this machine: a SuperLink and SuperNodes, over TLS if wanted."""
+
+from .federation import (
+    LEFT_OUT,
+    NAME,
+    Federation,
+    FederationError,
+    Part,
+    as_run_config,
+    exit_on_signals,
+    free_addresses,
+    uninterrupted,
+)
+
+__all__ = [
+    "LEFT_OUT",
+    "NAME",
+    "Federation",
+    "FederationError",
+    "Part",
+    "as_run_config",
+    "exit_on_signals",
+    "free_addresses",
+    "uninterrupted",
+]

@@ -1,0 +1,448 @@
+# Part of the kit: the same in every example, word for word. You need not read it to change one.
+"""A SuperLink and SuperNodes on this machine, started for one app and taken down again."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any, Self
+
+from ..processes import cores, end_with_parent
+
+HERE = Path(__file__).resolve().parent
+BIN = Path(sys.executable).parent
+LOOPBACK = "127.0.0.1"
+NAME = "this-machine"  # of the federation, in the copied app's pyproject.toml
+START_SECONDS = 300  # for a part to start while others do
+STOP_SECONDS = 10  # for a part to stop by itself
+LINUX = sys.platform == "linux"
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what ends a program in good order
+LEFT_OUT = ("outputs", "__pycache__", ".*", "*.egg-info", "wandb")  # of an app that is copied
+
+
+class FederationError(RuntimeError):
+    """A part of the federation did not start, or ended; the text says which."""
+
+
+@dataclass
+class Part:
+    """One process of the federation, with those that it starts, and its log."""
+
+    name: str
+    process: subprocess.Popen
+    log: Path
+
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def says(self, text: str) -> bool:
+        return text in self.log.read_text(errors="replace")
+
+    def connected(self) -> bool:
+        """Say whether this SuperNode has found its SuperLink."""
+        return self.says("SuperNode ID")
+
+    def stop(self) -> None:
+        """End the process and all that it started; kill what does not end by itself."""
+        take_down([self])
+
+    def signal(self, number: int) -> bool:
+        """Send a signal, 0 for none, to those of its processes that are there; say if any is."""
+        self.process.poll()  # else it would stay, as a zombie
+        try:
+            os.killpg(self.process.pid, number)
+        except (ProcessLookupError, PermissionError):  # the latter on macOS, of zombies
+            return False
+        return True
+
+
+def take_down(parts: Iterable[Part]) -> None:
+    """End parts, all at once; kill what does not end by itself."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        parts = [part for part in parts if part.signal(number)]
+        deadline = time.monotonic() + STOP_SECONDS
+        while (parts := [part for part in parts if part.signal(0)]) and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+
+class Federation:
+    """A SuperLink and SuperNodes on this machine, for one app; a context in which they run.
+
+    Args:
+        app: the app's folder; a copy of it is run, so that nothing is written there.
+        folder: keys, certificates, the SuperLink's database and logs; used again if it exists.
+        secure: TLS, and only SuperNodes whose keys are registered; else neither.
+        warm: fork ClientApps from processes that have imported the app's dependencies.
+        database: keep the SuperLink's state in a file, for a restart; else in memory.
+        verbose: print each command.
+    """
+
+    def __init__(
+        self,
+        app: Path,
+        folder: Path,
+        *,
+        secure: bool = True,
+        warm: bool = False,
+        database: bool = True,
+        verbose: bool = True,
+    ) -> None:
+        # Not above: `python -m …certificates` would find it imported, and warn.
+        from .certificates import make_certificates
+
+        self.folder = folder.resolve()
+        self.app = self.folder / "app"
+        self.secure = secure
+        self.database = database
+        self.preload = modules(app) if warm else []
+        self.verbose = verbose
+        self.parts: dict[str, Part] = {}
+        self.gone: set[str] = set()
+        self.control, self.fleet, self.serverappio = free_addresses(3)
+        self.addresses = {self.control, self.fleet, self.serverappio}
+        self.registered: set[Path] = set()
+        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        if secure and not self.certificates.exists():
+            make_certificates(self.certificates)
+        self.copy(app)
+
+    @property
+    def certificates(self) -> Path:
+        return self.folder / "certificates"
+
+    def copy(self, app: Path) -> None:
+        """Copy the app, and declare this federation in the copy."""
+        shutil.rmtree(self.app, ignore_errors=True)
+        shutil.copytree(app, self.app, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        if (app / ".gitignore").is_file():
+            shutil.copy(app / ".gitignore", self.app)
+        trust = f"root-certificates = {json.dumps(str(self.certificates / 'ca.crt'))}"
+        with (self.app / "pyproject.toml").open("a") as file:
+            file.write(f'\n[tool.flwr.federations.{NAME}]\naddress = "{self.control}"\n')
+            file.write(f"{trust if self.secure else 'insecure = true'}\n")
+
+    def __enter__(self) -> Self:
+        try:
+            self.start_superlink()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take everything down, the SuperLink last; nothing interrupts that."""
+        with uninterrupted():
+            take_down(part for part in self.parts.values() if part.name != "superlink")
+            take_down(self.parts.values())
+
+    def start_superlink(self) -> Part:
+        """Start the SuperLink, on its database if it has one, and wait until it answers."""
+        addresses = {"control": self.control, "fleet": self.fleet, "serverappio": self.serverappio}
+        command = [sys.executable, "-P", str(HERE / "superlink.py"), *self.tls_of_server()]
+        for name, address in addresses.items():
+            command += [f"--{name}-api-address", address]
+        if self.database:
+            command += ["--database", str(self.folder / "superlink.db")]
+        part = self.start("superlink", command)
+        self.wait([part], lambda _: all(map(answers, addresses.values())))
+        return part
+
+    def tls_of_server(self) -> list[str]:
+        if not self.secure:
+            return ["--insecure"]
+        files = {"ca-certfile": "ca.crt", "certfile": "server.crt", "keyfile": "server.key"}
+        named = [(f"--ssl-{option}", self.certificates / file) for option, file in files.items()]
+        return [str(word) for pair in named for word in pair] + ["--enable-supernode-auth"]
+
+    def start_supernodes(self, count: int, progress: Callable[[int], None] | None = None) -> None:
+        """Start SuperNodes one after the other, no more at once than there are cores.
+
+        Args:
+            count: how many; each holds one of as many partitions.
+            progress: called with the number of those that are connected.
+        """
+        starting: list[Part] = []
+        for partition in range(count):
+            starting.append(self.start_supernode(partition, count, wait=False))
+            most = cores() - 1 if partition + 1 < count else 0
+            starting = self.wait(starting, Part.connected, most)
+            if progress:
+                progress(partition + 1 - len(starting))
+
+    def start_supernode(
+        self,
+        partition: int,
+        partitions: int,
+        *,
+        register: bool = True,
+        ca: Path | None = None,
+        secure: bool | None = None,
+        wait: bool = True,
+        node_config: str = "",
+    ) -> Part:
+        """Start a SuperNode, once its key is registered, and wait until it is connected.
+
+        Args:
+            partition: which part of the data it holds, of `partitions`.
+            register: whether to register its public key.
+            ca: the certificate that it trusts; that of this federation by default.
+            secure: whether it uses TLS and its key; as the federation by default.
+            wait: whether to wait.
+            node_config: more of it, as "key=value key=value".
+
+        Raises:
+            FederationError: it ended, or took too long.
+        """
+        name, address = f"supernode-{partition}", self.new_address()
+        command = ["flower-supernode", "--superlink", self.fleet]
+        command += ["--clientappio-api-address", address]
+        holds = f"partition-id={partition} num-partitions={partitions} {node_config}".strip()
+        command += ["--node-config", holds]
+        if self.secure if secure is None else secure:
+            key = self.key(name)
+            if register:
+                self.register(key)
+            command += ["--root-certificates", str(ca or self.certificates / "ca.crt")]
+            command += ["--auth-supernode-private-key", str(key)]
+        else:
+            command += ["--insecure"]
+        threads = max(1, cores() // partitions)
+        isolation = ["--isolation", "process"] * bool(self.preload)
+        part = self.start(name, command + isolation, threads)
+        if self.preload:
+            command = [sys.executable, "-P", str(HERE / "warm_clientapp.py")]
+            command += ["--clientappio-api-address", address, "--preload", *self.preload]
+            self.start(f"clientapp-{partition}", command, threads)
+        if wait:
+            self.wait([part], Part.connected)
+        return part
+
+    def new_address(self) -> str:
+        """Return a free address that no other part was given, which may not use it yet."""
+        while (address := free_addresses(1)[0]) in self.addresses:
+            continue
+        self.addresses.add(address)
+        return address
+
+    def key(self, name: str) -> Path:
+        """Return a SuperNode's private key, made if there is none; the public one is beside it."""
+        from .certificates import make_node_key  # as in `__init__`
+
+        key = self.folder / "keys" / name
+        if not key.exists():
+            make_node_key(key)
+        return key
+
+    def register(self, key: Path) -> None:
+        """Register the public key beside a private key, unless this federation has it."""
+        if key in self.registered:
+            return
+        public = key.with_name(f"{key.name}.pub")
+        done = self.call(["flwr", "supernode", "register", str(public), str(self.app), NAME])
+        if "registered successfully" not in done and "already in use" not in done:
+            raise FederationError(f"{public} could not be registered:\n{done}")
+        self.registered.add(key)
+
+    def run(self, run_config: str = "") -> int:
+        """Start a run of the app and return its id."""
+        command = ["flwr", "run", str(self.app), NAME]
+        answer = self.ask(command + (["--run-config", run_config] if run_config else []))
+        if not answer.get("success"):
+            raise FederationError(f"the run could not be started: {answer.get('error-message')}")
+        return int(answer["run-id"])
+
+    def follow(self, run_id: int) -> str:
+        """Print a run's log until it ends; return its status, "finished:completed" if all is well.
+
+        Raises:
+            FederationError: the SuperLink ended, or no SuperNode is left.
+        """
+        command = ["flwr", "log", str(run_id), str(self.app), NAME, "--stream"]
+        self.say(command)
+        stream = subprocess.Popen([BIN / command[0], *command[1:]], env=self.environment())
+        try:
+            while stream.poll() is None:
+                self.check()
+                time.sleep(0.5)
+        finally:
+            stream.kill()
+            stream.wait()
+        self.check()
+        return self.status(run_id)
+
+    def check(self) -> None:
+        """Say which parts have ended since the last look; without SuperLink there is no run.
+
+        A SuperNode whose warm ClientApps have ended would take messages and never answer, so it
+        is ended as well, and Flower tells the run.
+
+        Raises:
+            FederationError: the SuperLink ended, or no SuperNode is left.
+        """
+        for part in self.parts.values():
+            if not part.running() and part.name not in self.gone:
+                self.gone.add(part.name)
+                print(f"{part.name} ended, exit status {part.process.returncode}: {part.log}")
+                if part.name.startswith("clientapp"):
+                    self.parts[part.name.replace("clientapp", "supernode")].stop()
+        nodes = {name for name in self.parts if name.startswith("supernode")}
+        if "superlink" in self.gone or nodes <= self.gone:
+            alive = "superlink" not in self.gone
+            raise FederationError("no SuperNode is left" if alive else "the SuperLink ended")
+
+    def status(self, run_id: int) -> str:
+        answer = self.ask(["flwr", "ls", str(self.app), NAME, "--run-id", str(run_id)])
+        return answer["runs"][0]["status"]
+
+    def nodes(self) -> dict[int, str]:
+        """Return the status of each registered SuperNode by its id."""
+        answer = self.ask(["flwr", "supernode", "list", str(self.app), NAME])
+        return {int(node["node-id"]): node["status"] for node in answer["nodes"]}
+
+    def ask(self, command: list[str]) -> dict[str, Any]:
+        """Run one of Flower's commands and return its answer.
+
+        Raises:
+            FederationError: there is none, as when the SuperLink does not answer.
+        """
+        answer = self.call([*command, "--format", "json"])
+        try:
+            return json.loads(answer[answer.index("{") :])
+        except ValueError:
+            raise FederationError(f"`{shlex.join(command)}` failed:\n{answer}") from None
+
+    def call(self, command: list[str]) -> str:
+        """Run one of Flower's commands to its end and return what it printed."""
+        self.say(command)
+        done = subprocess.run(
+            [BIN / command[0], *command[1:]],
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        return done.stdout
+
+    def start(self, name: str, command: list[str], threads: int | None = None) -> Part:
+        """Start a part in a group of its own, so that it is stopped together with its children.
+
+        Args:
+            name: what its log is called.
+            command: what to run.
+            threads: how many PyTorch may use in it, so that parts do not slow each other down; the
+                environment's OMP_NUM_THREADS goes before.
+        """
+        self.say(command)
+        launcher, log = os.getpid(), self.folder / "logs" / f"{name}.log"
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                [BIN / command[0], *command[1:]],
+                env=self.environment(name, threads),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=(lambda: end_with_parent(launcher)) if LINUX else None,
+            )
+        self.parts[name] = Part(name, process, log)
+        self.gone.discard(name)
+        return self.parts[name]
+
+    def say(self, command: list[str]) -> None:
+        if self.verbose:
+            print(f"$ {shlex.join(command)}", flush=True)
+
+    def environment(self, name: str = "cli", threads: int | None = None) -> dict[str, str]:
+        """Give each part a place of its own for its apps, and no proxy on the way to the others."""
+        # In small letters: gRPC knows no others.
+        direct = filter(None, [os.environ.get("no_grpc_proxy"), LOOPBACK])  # noqa: SIM112
+        own = {"FLWR_HOME": str(self.folder / "flwr" / name), "no_grpc_proxy": ",".join(direct)}
+        own |= {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+        if threads:
+            own |= {"OMP_WAIT_POLICY": "PASSIVE"}
+            own |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+        return os.environ | own
+
+    def wait(self, parts: list[Part], ready: Callable[[Part], bool], most: int = 0) -> list[Part]:
+        """Wait until no more than `most` of the parts are not ready; return those.
+
+        Raises:
+            FederationError: one has ended, or they take too long.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        while len(parts := [part for part in parts if not ready(part)]) > most:
+            for part in parts:
+                if not part.running() or time.monotonic() > deadline:
+                    lines = part.log.read_text(errors="replace").strip().splitlines()
+                    tail = "\n".join(lines[-15:])
+                    what = "ended" if not part.running() else f"was not ready in {START_SECONDS} s"
+                    raise FederationError(f"{part.name} {what}; {part.log} ends with\n{tail}")
+            time.sleep(0.2)
+        return parts
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Have nothing interrupt what is done inside."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDINGS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def exit_on_signals() -> None:
+    """Have the other signals end this program in good order, as Ctrl-C does."""
+    for number in ENDINGS[1:]:
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+
+
+def free_addresses(count: int) -> list[str]:
+    """Return loopback addresses with ports that nobody uses, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind((LOOPBACK, 0))
+    addresses = [f"{LOOPBACK}:{one.getsockname()[1]}" for one in sockets]
+    for one in sockets:
+        one.close()
+    return addresses
+
+
+def answers(address: str) -> bool:
+    host, port = address.split(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
+
+
+def modules(app: Path) -> list[str]:
+    """Return what an app's dependencies are imported as."""
+    project = tomllib.loads((app / "pyproject.toml").read_text("utf-8"))["project"]
+    names = {package(text) for text in project.get("dependencies", [])}
+    return sorted(m for m, of in packages_distributions().items() if names & set(map(package, of)))
+
+
+def package(requirement: str) -> str:
+    """Return the package that a requirement names, in the one spelling that stands for all."""
+    return re.sub(r"[-_.]+", "-", re.match(r"\s*([\w.-]+)", requirement)[1]).lower()
+
+
+def as_run_config(settings: dict[str, Any]) -> str:
+    """Return {"a.b": 1} as `a.b=1`, the form that --run-config takes."""
+    return " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())

@@ -1,0 +1,32 @@
+# Part of the kit: the same in every example, word for word. You need not read it to change one.
+"""`flower-superlink`, with a fault of the pinned release mended; it takes the same options.
+
+A SuperNode may ask for a message's content while that is still on its way to the SuperLink, and is
+meant to ask again. Flower 1.25 answers with an error instead ("Both bytes_sent and bytes_recv
+cannot be zero"), upon which the SuperNode drops the message: its reply never comes, and the round
+lasts until `round-timeout`. The larger the model and the busier the server, the more often.
+"""
+
+import sys
+from collections.abc import Callable
+
+from flwr.server.app import run_superlink
+from flwr.server.superlink.linkstate import InMemoryLinkState, SqliteLinkState
+
+StoreTraffic = Callable[..., None]
+
+
+def without_empty(store_traffic: StoreTraffic) -> StoreTraffic:
+    """Return a `store_traffic` that takes no notice of an answer without content."""
+
+    def store(state: object, run_id: int, *, bytes_sent: int, bytes_recv: int) -> None:
+        if bytes_sent or bytes_recv:
+            store_traffic(state, run_id, bytes_sent=bytes_sent, bytes_recv=bytes_recv)
+
+    return store
+
+
+if __name__ == "__main__":
+    for kind in (InMemoryLinkState, SqliteLinkState):
+        kind.store_traffic = without_empty(kind.store_traffic)
+    sys.exit(run_superlink())

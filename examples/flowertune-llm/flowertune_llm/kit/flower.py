@@ -1,0 +1,68 @@
+# Part of the kit: the same in every example, word for word. You need not read it to change one.
+"""What the pinned Flower needs: errors that it shows, replies as soon as they are there."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
+
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+Main = Callable[[Grid, Context], None]
+
+
+class RunFailed(Exception):
+    """The end of a run before its time; the text says why."""
+
+
+def shown(main: Main) -> Main:
+    """Let a ServerApp fail with `RunFailed` where it would have with a `RuntimeError`.
+
+    Flower 1.25 takes a `RuntimeError` for its own "Failed to start run": the text is lost, and
+    the run is listed as running for another minute.
+    """
+
+    @wraps(main)
+    def wrapped(grid: Grid, context: Context) -> None:
+        try:
+            main(grid, context)
+        except RuntimeError as error:
+            raise RunFailed(str(error)).with_traceback(error.__traceback__) from None
+
+    return wrapped
+
+
+def collect(grid: Grid, message_ids: Iterable[str], timeout: float) -> Iterator[Message]:
+    """Yield the replies that come within `timeout` seconds, as they come.
+
+    Waits a fiftieth of the time spent so far between two looks, a second at most: quicker than
+    `Grid.send_and_receive`, which looks every 0.1 s in simulation and every 3 s in deployment.
+    """
+    pending = set(message_ids)
+    began = time.monotonic()
+    while pending and (waited := time.monotonic() - began) < timeout:
+        for reply in list(grid.pull_messages(pending)):
+            pending.discard(reply.metadata.reply_to_message_id)
+            yield reply
+        time.sleep(min(0.005 + waited / 50, 1.0) if pending else 0)
+
+
+def partition_id(context: Context) -> int:
+    """Return the partition of the data that this node was started with.
+
+    Raises:
+        RuntimeError: its node config does not say, or not properly.
+    """
+    node = context.node_config
+    if not 0 <= int(node.get("partition-id", -1)) < int(node.get("num-partitions", 0)):
+        raise RuntimeError(
+            f"this SuperNode's node-config {dict(node)} does not say which partition it holds; "
+            'start it with --node-config "partition-id=0 num-partitions=2"'
+        )
+    return int(node["partition-id"])
+
+
+def identify(message: Message, context: Context) -> Message:
+    """Tell which partition this node holds: node ids are random."""
+    node = MetricRecord({"partition-id": partition_id(context)})
+    return Message(RecordDict({"node": node}), reply_to=message)

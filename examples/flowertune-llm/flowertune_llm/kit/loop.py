@@ -1,0 +1,212 @@
+# Part of the kit: the same in every example, word for word. You need not read it to change one.
+"""The loop: rounds of any Flower strategy, with a seeded draw, checked replies, and a resume."""
+
+import time
+from collections.abc import Callable, Collection
+from logging import INFO, WARNING
+from typing import Any, cast
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.common import log
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from .clients import Clients, Draw, Drawn, TooFewReplies
+from .replies import problems, to_numpy, to_record
+from .run import Run
+from .strategies import Keeper, take_all, weight_key
+
+TRAIN, EVALUATE = MessageType.TRAIN, MessageType.EVALUATE
+PHASES = {TRAIN: "training", EVALUATE: "evaluation"}
+Entry = dict[str, Any]  # a round in results.json
+Figures = dict[int, MetricRecord]  # what each client has measured, by partition
+Nodes = dict[int, int]  # node ids by partition
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+def each_client(server_round: int, clients: list[Entry]) -> Entry:
+    """Have results.json list each client's figures."""
+    return {"clients": clients}
+
+
+class Loop:
+    """The rounds of a run, in place of `Strategy.start`.
+
+    The strategy is shown only the nodes drawn for a phase, and takes all of them. It gets only
+    replies that can be aggregated, sorted by partition so that sums repeat. After each round the
+    model, and what the strategy keeps, are saved.
+
+    Args:
+        strategy: any of Flower's, wrappers included.
+        run: where the run stands, and where it is saved.
+        draw: who takes part in a phase; by default all clients.
+        clients: those of the grid; by default the loop makes them.
+        prepare: called before a phase with the nodes by partition and the round; returns the
+            partitions that are ready to take part.
+        train: trains a round in the strategy's place: gets the round and the nodes drawn, returns
+            the new arrays, the metrics and each client's.
+        remarks: what else results.json says of a round: gets the round and each client's figures.
+        on_round_end: called with each round's entry of results.json, once it is saved.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        run: Run,
+        draw: Draw | None = None,
+        *,
+        clients: Clients | None = None,
+        prepare: Callable[[Nodes, int], Collection[int]] | None = None,
+        train: Callable[[int, Nodes], tuple[ArrayRecord, MetricRecord, Figures]] | None = None,
+        remarks: Callable[[int, list[Entry]], Entry] = each_client,
+        on_round_end: Callable[[Entry], None] | None = None,
+    ) -> None:
+        self.strategy, self.run, self.config = strategy, run, run.config
+        self.draw = draw or Draw(1.0, 1.0, run.config.min_replies, run.config.seed)
+        self.clients, self.prepare, self.train = clients, prepare, train
+        self.remarks, self.on_round_end = remarks, on_round_end
+        self.reports: dict[int, Entry] = {}  # of this round's clients, by partition
+        self.weight = weight_key(strategy)
+        take_all(strategy)
+        self.keeper = Keeper(strategy)
+        self.keeper.restore(run.kept)
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+    ) -> None:
+        """Run the rounds that `run` does not hold yet; the arguments are `Strategy.start`'s.
+
+        Raises:
+            TooFewReplies: all whole rounds are saved, and what this round has aggregated.
+        """
+        run, strategy = self.run, self.strategy
+        self.grid, self.timeout = grid, timeout
+        self.clients = self.clients or Clients(grid, self.config)
+        train_config = train_config or ConfigRecord()
+        evaluate_config = evaluate_config or ConfigRecord()
+
+        if run.round < 0:
+            run.arrays = to_numpy(initial_arrays)
+            central = evaluate_fn(0, to_record(run.arrays)) if evaluate_fn else None
+            self.end_round(0, None, None, central)
+
+        for server_round in range(run.round + 1, num_rounds + 1):
+            log(INFO, "")
+            log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
+            began = time.perf_counter()
+            arrays = to_record(run.arrays)
+
+            if self.train:
+                nodes = self.drawn(server_round, TRAIN)
+                new, trained, figures = self.train(server_round, nodes)
+                self.report(TRAIN, figures)
+            else:
+                grid_of_drawn = self.view(server_round, TRAIN)
+                self.clients.send(
+                    strategy.configure_train(server_round, arrays, train_config, grid_of_drawn)
+                )
+                replies = self.good_replies(server_round, TRAIN, arrays)
+                new, trained = strategy.aggregate_train(server_round, replies)
+            arrays = arrays if new is None else new
+            run.arrays = to_numpy(arrays)
+
+            tested = central = None
+            try:
+                if tests := bool(self.draw.evaluate):
+                    grid_of_drawn = self.view(server_round, EVALUATE)
+                    messages = strategy.configure_evaluate(
+                        server_round, arrays, evaluate_config, grid_of_drawn
+                    )
+                    self.clients.send(messages)
+                central = evaluate_fn(server_round, arrays) if evaluate_fn else None  # meanwhile
+                if tests and self.clients.asked:
+                    replies = self.good_replies(server_round, EVALUATE, None)
+                    tested = strategy.aggregate_evaluate(server_round, replies)
+            except TooFewReplies:
+                self.end_round(server_round, trained, None, central)  # the model is not lost
+                raise
+            self.end_round(server_round, trained, tested, central)
+            log(INFO, "Round took %.2f s", time.perf_counter() - began)
+
+    def view(self, server_round: int, kind: str) -> Grid:
+        """Return a grid of nothing but the nodes of a phase's clients."""
+        return cast(Grid, Drawn(self.grid, self.drawn(server_round, kind).values()))
+
+    def drawn(self, server_round: int, kind: str) -> Nodes:
+        """Return the nodes of a phase's clients by partition, without those not ready."""
+        nodes = self.clients.connected()
+        sample = self.draw(sorted(nodes), server_round, kind)
+        log(INFO, "%s: sampled %d of %d clients", kind, len(sample), len(nodes))
+        ready = self.prepare(nodes, server_round) if self.prepare else sample
+        for partition in sorted(set(sample) - set(ready)):
+            log(WARNING, "Partition %d left out of %s: it is not ready", partition, PHASES[kind])
+        return {partition: nodes[partition] for partition in sample if partition in ready}
+
+    def good_replies(self, server_round: int, kind: str, sent: ArrayRecord | None) -> list[Message]:
+        """Wait for a phase's replies and return those that can be aggregated, by partition.
+
+        Raises:
+            TooFewReplies: fewer than `min-replies` can.
+        """
+        config, clients = self.config, self.clients
+        replies = sorted(clients.receive(self.timeout), key=clients.partition_of)
+        found = problems(replies, self.weight, sent, config.max_update_ratio)
+        asked = {clients.partitions[node] for node in clients.asked.values()}
+        silence = f"no reply within {config.key_of('round_timeout')}"
+        left_out = dict.fromkeys(asked, silence)
+        left_out |= dict(zip(map(clients.partition_of, replies), found, strict=True))
+        for partition, problem in sorted(left_out.items()):
+            if problem:
+                log(WARNING, "Partition %d left out of %s: %s", partition, PHASES[kind], problem)
+        good = [reply for reply, problem in zip(replies, found, strict=True) if not problem]
+        if len(good) < config.min_replies:
+            raise TooFewReplies(
+                f"round {server_round}: {len(good)} of {len(asked)} {PHASES[kind]} replies can be "
+                f"used, {config.key_of('min_replies')} = {config.min_replies}; the log names what "
+                "was left out"
+            )
+        self.report(kind, {clients.partition_of(r): r.content["metrics"] for r in good})
+        return good
+
+    def report(self, kind: str, figures: Figures) -> None:
+        """Keep each client's own figures for results.json."""
+        examples = "train_examples" if kind == TRAIN else "eval_examples"
+        for partition, metrics in figures.items():
+            report = self.reports.setdefault(partition, {"partition": partition})
+            for name, value in metrics.items():
+                report[examples if name == self.weight else name] = value
+
+    def end_round(
+        self,
+        server_round: int,
+        trained: MetricRecord | None,
+        tested: MetricRecord | None,
+        central: MetricRecord | None,
+    ) -> None:
+        """Write the round's entry into the run, and save it."""
+        run = self.run
+        metrics = {
+            "train_metrics": dict(trained or {}),
+            "evaluate_metrics_clientapp": dict(tested or {}),
+            "evaluate_metrics_serverapp": dict(central or {}),
+        }
+        for part, values in metrics.items():
+            if values:
+                log(INFO, "%s: %s", part, ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
+        clients = [self.reports[partition] for partition in sorted(self.reports)]
+        self.reports = {}
+        entry = {"round": server_round} | metrics | self.remarks(server_round, clients)
+        run.history.append(entry)
+        run.round, run.kept = server_round, self.keeper.state()
+        if central and "accuracy" in central and central["accuracy"] >= run.best_accuracy:
+            run.best_round, run.best_accuracy = server_round, central["accuracy"]
+        run.save()
+        if self.on_round_end:
+            self.on_round_end(entry)

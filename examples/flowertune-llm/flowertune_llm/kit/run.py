@@ -1,0 +1,191 @@
+# Part of the kit: the same in every example, word for word. You need not read it to change one.
+"""A run and its folder: new or resumed, saved round by round. Files are whole or absent."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from logging import ERROR, INFO
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flwr.common import log
+
+from .curves import draw_curves
+from .replies import Arrays
+from .settings import Settings
+from .strategies import pack, unpack
+
+FORMAT = "federated run, checkpoint 2"
+CONFIG, RESULTS, CURVES = "config.json", "results.json", "curves.png"
+CHECKPOINT, MODEL = "checkpoint.safetensors", "model.safetensors"
+
+
+class Run:
+    """A run after `round` whole rounds, -1 before its first test; `with run:` opens its folder.
+
+    Args:
+        config: the settings.
+        run_config: Flower's, from which they were read.
+        to_model: makes what goes into model.safetensors from the global arrays.
+
+    Raises:
+        ValueError: `resume-from` is no run that can be carried on with these settings.
+    """
+
+    def __init__(
+        self,
+        config: Settings,
+        run_config: dict[str, Any],
+        to_model: Callable[[Arrays], Arrays] = lambda arrays: arrays,
+    ) -> None:
+        self.config, self.run_config, self.to_model = config, dict(run_config), to_model
+        self.round = self.best_round = self.saved_round = -1
+        self.best_accuracy = -1.0
+        self.history: list[dict[str, Any]] = []
+        self.arrays: Arrays = {}  # the global model
+        self.kept: dict[str, Any] = {}  # what the strategy keeps between rounds
+        self.folder = Path()
+        if config.resume_from:
+            self.folder = Path(config.resume_from).resolve()
+            self.resume()
+
+    def resume(self) -> None:
+        """Read where the run in the folder stands, and compare its settings with these."""
+        earlier = self.folder / CONFIG
+        if (self.folder / CHECKPOINT).is_file():
+            then = self.load(self.folder / CHECKPOINT)
+        elif earlier.is_file():  # stopped before its first test ended
+            then = json.loads(earlier.read_text())
+        else:
+            raise ValueError(f"resume-from: {self.folder} holds no run (no {CHECKPOINT})")
+        now = self.run_config
+        for key in sorted((then.keys() | now.keys()) - self.config.may_change()):
+            if then.get(key) != now.get(key):
+                raise ValueError(
+                    f"resume-from: {key} was {then.get(key)!r} in {self.folder} and is "
+                    f"{now.get(key)!r} now; set it back, or start a new run without resume-from"
+                )
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """Read a checkpoint and return the run config that it was written with.
+
+        Raises:
+            ValueError: the file is damaged or not such a checkpoint.
+        """
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                metadata, names = file.metadata() or {}, file.keys()
+                tensors = {name: file.get_tensor(name) for name in names}
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"resume-from: {path} is damaged ({error})") from None
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"resume-from: {path} is not a checkpoint of this app ({FORMAT})")
+        if metadata["sha256"] != digest(metadata["state"], tensors):
+            raise ValueError(f"resume-from: {path} is damaged (its checksum differs)")
+        state = json.loads(metadata["state"])
+        self.round, self.history = state["round"], state["history"]
+        self.best_round, self.best_accuracy = state["best_round"], state["best_accuracy"]
+        # In their own order: the file has another one.
+        self.arrays = {name: tensors[f"arrays/{name}"] for name in state["arrays"]}
+        self.kept = unpack(state["kept"], tensors)
+        return state["config"]
+
+    def save(self) -> None:
+        """Write the round that has ended; what counts is the checkpoint."""
+        if self.best_round == self.round:
+            about = {"round": str(self.round), "accuracy": str(self.best_accuracy)}
+            model = safetensors.numpy.save(self.to_model(self.arrays), about)
+            write_whole(self.folder / MODEL, model)
+        tensors = {f"arrays/{name}": value for name, value in self.arrays.items()}
+        names = ("round", "best_round", "best_accuracy", "history")
+        state = {"config": self.run_config} | {name: getattr(self, name) for name in names}
+        state |= {"arrays": list(self.arrays), "kept": pack(self.kept, tensors)}
+        text = json.dumps(state)
+        metadata = {"format": FORMAT, "state": text, "sha256": digest(text, tensors)}
+        write_whole(self.folder / CHECKPOINT, safetensors.numpy.save(tensors, metadata))
+        self.saved_round = self.round
+        write_json(self.folder / RESULTS, self.history)
+
+    def __enter__(self) -> Self:
+        """Open the folder, and say where it is."""
+        resumed = bool(self.config.resume_from)
+        if not resumed:
+            self.folder = new_folder(self.config.output_dir)
+        log(INFO, "Outputs: %s", self.folder)
+        write_json(self.folder / CONFIG, self.run_config)
+        if resumed:
+            rounds = self.config.num_server_rounds
+            log(INFO, "Resuming after round %d of %d", self.round, rounds)
+        if self.round >= 0:
+            self.save()  # the other files may be a round behind the checkpoint
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Draw the curves; say what came of the run, or what of it is safe."""
+        if isinstance(error, Exception) and self.saved_round >= 0:
+            message = "Stopped; round %d is safe: resume-from='%s'"
+            log(ERROR, message, self.saved_round, self.folder)
+        if self.history:
+            draw_curves(self.history, self.folder / CURVES)
+        if error is None:
+            self.report()
+
+    def report(self) -> None:
+        log(INFO, "")
+        log(INFO, "Results: %s", self.folder / RESULTS)
+        log(INFO, "Curves:  %s", self.folder / CURVES)
+        if self.best_round >= 0:
+            log(INFO, "Model:   %s (round %d)", self.folder / MODEL, self.best_round)
+        tested = [m for entry in self.history if (m := entry["evaluate_metrics_serverapp"])]
+        if tested and "accuracy" in tested[-1]:
+            last = tested[-1]["accuracy"]
+            log(INFO, "Centralized accuracy: %.4f, best %.4f", last, self.best_accuracy)
+        elif tested and "loss" in tested[-1]:
+            first, last = tested[0]["loss"], tested[-1]["loss"]
+            log(INFO, "Centralized loss: %.4f before training, %.4f now", first, last)
+        log(INFO, "Outputs: %s", self.folder)
+
+
+def new_folder(output_dir: str) -> Path:
+    """Make `<output-dir>/<YYYY-MM-DD>/<HH-MM-SS>`, waiting for a second of its own."""
+    while True:
+        path = Path(output_dir, time.strftime("%Y-%m-%d"), time.strftime("%H-%M-%S")).resolve()
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            time.sleep(0.1)
+        else:
+            return path
+
+
+def digest(state: str, tensors: Arrays) -> str:
+    sha = hashlib.sha256(state.encode())
+    for name in sorted(tensors):
+        sha.update(name.encode() + np.ascontiguousarray(tensors[name]).tobytes())
+    return sha.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write under a temporary name, then rename: a reader never sees half a file."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

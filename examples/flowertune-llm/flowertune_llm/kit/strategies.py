@@ -1,0 +1,186 @@
+# Part of the kit: the same in every example, word for word. You need not read it to change one.
+"""Any Flower strategy, as the loop sees it: what it wraps, what it weighs by, what it keeps."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from logging import WARNING
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from flwr.common import log
+from flwr.serverapp.strategy import Strategy
+
+PLAIN = (bool, int, float, str, type(None))
+# The attributes by which Flower's strategies draw clients; the loop draws, so these let all pass.
+SAMPLING = {
+    "fraction_train": 1.0,
+    "fraction_evaluate": 1.0,
+    "min_train_nodes": 1,
+    "min_evaluate_nodes": 1,
+    "min_available_nodes": 1,
+}
+
+
+def layers(strategy: Strategy, path: str = "") -> Iterator[tuple[str, Strategy]]:
+    """Yield a strategy and those that it wraps, each with the way to it ("", "strategy.", …)."""
+    yield path, strategy
+    for name, value in vars(strategy).items():
+        if isinstance(value, Strategy):
+            yield from layers(value, f"{path}{name}.")
+
+
+def take_all(strategy: Strategy) -> None:
+    """Have a strategy take every node that it is shown.
+
+    Raises:
+        ValueError: it is to draw a share by itself, beside the one that the loop draws.
+    """
+    for _, layer in layers(strategy):
+        for name, value in SAMPLING.items():
+            own = vars(layer).get(name)
+            if name.startswith("fraction") and own not in (None, 0.0, 1.0):
+                raise ValueError(
+                    f"{type(layer).__name__}({name}={own}): the loop draws the clients; give the "
+                    f"share to it, draw=Draw(...), and leave {name} out"
+                )
+            if own:
+                vars(layer)[name] = value
+
+
+def weight_key(strategy: Strategy) -> str:
+    """Return the metric by which a strategy weighs clients."""
+    found = [vars(layer).get("weighted_by_key") for _, layer in layers(strategy)]
+    return next(filter(None, found), "num-examples")
+
+
+class Keeper:
+    """What a strategy keeps between rounds, to be saved with the run.
+
+    That is what its `state_dict()` returns, if it has one; else those of its attributes that hold
+    arrays, or have changed since the keeper was made. The same for each strategy that it wraps.
+    An attribute that has changed and cannot be saved is told of once.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+        self.made = {
+            path: {name: deepcopy(v) if is_kept(v) else v for name, v in vars(layer).items()}
+            for path, layer in layers(strategy)
+        }
+        self.told: set[str] = set()
+
+    def state(self) -> dict[str, Any]:
+        """Return what is to be saved: the strategy's name, and what each layer keeps."""
+        kept = {path: self.of(path, layer) for path, layer in layers(self.strategy)}
+        return {"strategy": self.name, "kept": kept}
+
+    @property
+    def name(self) -> str:
+        """The strategy's class, and those that it wraps."""
+        return " around ".join(type(layer).__name__ for _, layer in layers(self.strategy))
+
+    def of(self, path: str, layer: Any) -> dict[str, Any]:
+        if hasattr(layer, "state_dict"):
+            return layer.state_dict()
+        made, kept = self.made.get(path, {}), {}
+        for name, value in vars(layer).items():
+            if not is_kept(value):
+                if value is not made.get(name):
+                    self.tell(f"{type(layer).__name__}.{name}", value)
+            elif holds_arrays(value) or name not in made or value != made[name]:
+                kept[name] = value
+        return kept
+
+    def tell(self, name: str, value: Any) -> None:
+        """Warn, once, of what a resumed run would not have."""
+        if name not in self.told:
+            self.told.add(name)
+            message = "%s is a %s, which is not saved: a resumed run begins it anew; see state_dict"
+            log(WARNING, message, name, type(value).__name__)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Give the strategy back what was saved; an empty state is that of a new run.
+
+        Raises:
+            ValueError: it was saved by another strategy.
+        """
+        if state and state["strategy"] != self.name:
+            raise ValueError(
+                f"resume-from: the strategy was {state['strategy']} and is {self.name} now; "
+                "set it back, or start a new run without resume-from"
+            )
+        for path, layer in layers(self.strategy):
+            kept = state.get("kept", {}).get(path, {})
+            if hasattr(layer, "load_state_dict"):
+                layer.load_state_dict(kept)
+            else:
+                vars(layer).update(kept)
+
+
+def is_kept(value: Any) -> bool:
+    """Tell whether a value can be written into a checkpoint."""
+    if isinstance(value, dict | ArrayRecord):
+        return all(isinstance(k, PLAIN) and is_kept(v) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(is_kept, value))
+    return isinstance(value, (*PLAIN, bytes, np.ndarray, np.generic, Array))
+
+
+def holds_arrays(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(holds_arrays, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(holds_arrays, value))
+    return isinstance(value, np.ndarray | Array | ArrayRecord)
+
+
+def pack(value: Any, tensors: dict[str, np.ndarray]) -> Any:
+    """Return a kept value as JSON; its arrays go into `tensors`, by names that the JSON has."""
+
+    def put(array: np.ndarray) -> str:
+        name = f"strategy/{len(tensors)}"
+        tensors[name] = array
+        return name
+
+    match value:
+        case dict():
+            return {"dict": [[k, pack(v, tensors)] for k, v in value.items()]}
+        case list():
+            return {"list": [pack(v, tensors) for v in value]}
+        case tuple():
+            return {"tuple": [pack(v, tensors) for v in value]}
+        case ArrayRecord():
+            return {"record": [[k, put(v.numpy())] for k, v in value.items()]}
+        case Array():
+            return {"Array": put(value.numpy())}
+        case bytes():
+            return {"bytes": put(np.frombuffer(value, np.uint8))}
+        case np.generic():
+            return {"scalar": put(np.asarray(value))}
+        case np.ndarray():
+            return {"array": put(value)}
+    return value
+
+
+def unpack(packed: Any, tensors: dict[str, np.ndarray]) -> Any:
+    """Return the value that `pack` was given."""
+    if not isinstance(packed, dict):
+        return packed
+    [(kind, content)] = packed.items()
+    match kind:
+        case "dict":
+            return {k: unpack(v, tensors) for k, v in content}
+        case "list":
+            return [unpack(v, tensors) for v in content]
+        case "tuple":
+            return tuple(unpack(v, tensors) for v in content)
+        case "record":
+            return ArrayRecord({k: Array(tensors[name]) for k, name in content})
+        case "Array":
+            return Array(tensors[content])
+        case "bytes":
+            return tensors[content].tobytes()
+        case "scalar":
+            return tensors[content][()]
+    return tensors[content]

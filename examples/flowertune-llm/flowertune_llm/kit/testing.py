@@ -1,0 +1,207 @@
+# Part of the kit: the same in every example, word for word. You need not read it to change one.
+"""How tests run the app: in this process, or by the commands that a user types."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.common.config import flatten_dict
+
+from . import app_folder
+from .federation import as_run_config
+from .in_process import load, run_app
+from .run import CHECKPOINT, CONFIG, CURVES, RESULTS
+
+APP = app_folder()
+BIN = Path(sys.executable).parent
+# One worker of Ray, not one a core: each imports PyTorch, the larger part of a short run.
+ONE_WORKER = '{"init_args": {"num_cpus": 1}, "client_resources": {"num_cpus": 1}}'
+RUN_SECONDS, START_SECONDS = 1200, 600
+
+posix_only = pytest.mark.skipif(os.name == "nt", reason="stops processes by their POSIX group")
+
+
+def declared(app: Path = APP) -> dict[str, Any]:
+    """Return [tool.flwr] of the app's pyproject.toml."""
+    return tomllib.loads((app / "pyproject.toml").read_text())["tool"]["flwr"]
+
+
+def run_config() -> dict[str, Any]:
+    """Return the run config of pyproject.toml, flat, as an app receives it."""
+    return flatten_dict(declared()["app"]["config"])
+
+
+def offline(**changes: Any) -> dict[str, Any]:
+    """Return offline.toml's settings, changed; a key's - and . may be written as _ and __."""
+    settings = flatten_dict(tomllib.loads((APP / "offline.toml").read_text()))
+    named = {k.replace("__", ".").replace("_", "-"): v for k, v in changes.items()}
+    return settings | named
+
+
+def in_process(
+    folder: Path, nodes: int, client_app: ClientApp | None = None, **changes: Any
+) -> list[dict[str, Any]]:
+    """Run the app here, with its offline settings, changed; return results.json.
+
+    Args:
+        folder: where outputs/ goes.
+        nodes: number of clients.
+        client_app: in the place of the app's own.
+        changes: as for `offline`.
+    """
+    run_app(APP, nodes, {"output-dir": str(folder / "outputs")} | offline(**changes), client_app)
+    return results(folder)
+
+
+class Faulty(ClientApp):
+    """The app's ClientApp, with faults.
+
+    Args:
+        fault: gets each message, the context, and what answers the message; returns the reply.
+    """
+
+    def __init__(self, fault: Callable[[Message, Context, Callable[[], Message]], Message]) -> None:
+        super().__init__()
+        self.fault = fault
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        app: ClientApp = load(APP, declared()["app"]["components"]["clientapp"])
+        return self.fault(message, context, lambda: app(message, context))
+
+
+def stop_at(count: int) -> Faulty:
+    """Return a ClientApp that ends the whole process's run at its message of that number."""
+    seen = 0
+
+    def fault(message: Message, context: Context, answer: Callable[[], Message]) -> Message:
+        nonlocal seen
+        seen += 1
+        if seen == count:
+            raise KeyboardInterrupt
+        return answer()
+
+    return Faulty(fault)
+
+
+def simulation(app: Path, settings: dict[str, Any] | Path, nodes: int | None = None) -> list[str]:
+    """Return the command that simulates an app on Ray; by default all its clients."""
+    federation = declared(app)["federations"]["local-simulation"]
+    count = nodes or federation["options"]["num-supernodes"]
+    given = settings if isinstance(settings, Path) else as_run_config(settings)
+    command = [BIN / "flower-simulation", "--app", app, "--num-supernodes", count]
+    command += ["--backend-config", ONE_WORKER, "--run-config", given]
+    return [str(word) for word in command]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return an environment that marks all processes of a command by the folder it is given in."""
+    own = {"FLWR_TELEMETRY_ENABLED": "0", "TEST_FOLDER": str(folder)}
+    # Threads that spin while they wait slow each other down a hundredfold on few cores.
+    own |= {"OMP_WAIT_POLICY": "PASSIVE"}
+    return os.environ | own | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+
+
+def run(command: list, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, with more in the environment."""
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=folder,
+        env=environment(folder) | more,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=RUN_SECONDS,
+    )
+
+
+def start(command: list, folder: Path, until: Callable[[str], object]) -> subprocess.Popen:
+    """Start a command in a group of its own, and wait until something holds of its log."""
+    log = folder / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=folder,
+            env=environment(folder),
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + START_SECONDS
+    while not until(log.read_text()):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)
+    return process
+
+
+def kill(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def run_as_the_readme_says(folder: Path, *more: str) -> str:
+    """Run the app offline by `flwr run`, check what every run leaves and says; return the log.
+
+    Args:
+        folder: where the command is given.
+        more: files that are in the run's folder beside those of every run.
+    """
+    done = run([BIN / "flwr", "run", APP, "--run-config", APP / "offline.toml"], folder)
+    assert list(folder.glob("outputs/*/*/curves.png")), done.stdout
+    path = only_run(folder)
+    left = {file.name for file in path.iterdir()}
+    assert left == {CONFIG, RESULTS, CURVES, CHECKPOINT, *more}
+    logged = re.findall(r"INFO.*?:\s+(\S.*)", done.stdout)
+    assert logged[0] == f"Outputs: {path}" == logged[-1]
+    settings = json.loads((path / CONFIG).read_text())
+    assert {key: settings[key] for key in offline()} == offline()
+    rounds = range(settings["num-server-rounds"] + 1)
+    assert [entry["round"] for entry in results(folder)] == list(rounds)
+    return done.stdout
+
+
+def named_folder(variable: str, subfolder: str) -> Path:
+    """Return the folder that an environment variable names; skip the test where there is none."""
+    name = os.environ.get(variable, "")
+    if not (name and Path(name, subfolder).is_dir()):
+        pytest.skip(f"{variable} names no folder with {subfolder}/")
+    return Path(name)
+
+
+def only_run(folder: Path) -> Path:
+    [path] = folder.glob("outputs/????-??-??/??-??-??")
+    return path
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    """Return results.json of the only run in a folder."""
+    return json.loads((only_run(folder) / "results.json").read_text())
+
+
+def copy(folder: Path, *left_out: str) -> Path:
+    """Return a copy of the app in a folder, without outputs, and without some files."""
+    app = folder / "app"
+    ignored = shutil.ignore_patterns("outputs", "__pycache__", ".*", *left_out)
+    shutil.copytree(APP, app, ignore=ignored)
+    return app
+
+
+def without_wing(app: Path, folder: str, mark: str) -> None:
+    """Leave a wing out of a copy: delete its folder, and the lines of the app that are marked."""
+    [wing] = app.glob(f"*/{folder}")
+    shutil.rmtree(wing)
+    for path in [*wing.parent.glob("*.py"), app / "pyproject.toml"]:
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if not line.rstrip().endswith(mark)))

@@ -1,0 +1,2 @@
+# Part of the kit: the same in every example, word for word. You need not read it to change one.
+"""The tests of the kit, on an app of a few numbers."""

@@ -1,0 +1,200 @@
+# Part of the kit: the same in every example, word for word. You need not read it to change one.
+"""Rounds of a tiny app: who takes part, whose reply is left out, what a stop costs."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, MessageType
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
+from safetensors.numpy import load_file
+
+from ..clients import Draw, TooFewReplies
+from ..run import CHECKPOINT, CONFIG, CURVES, MODEL, RESULTS
+from .tiny import CLIENT, play
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class Troubled(ClientApp):
+    """The tiny ClientApp, of which some partitions answer training badly."""
+
+    def __init__(self, **faults: str) -> None:
+        super().__init__()
+        self.faults = {int(name[1:]): fault for name, fault in faults.items()}
+
+    def __call__(self, message, context):
+        fault = self.faults.get(context.node_config["partition-id"])
+        reply = CLIENT(message, context)
+        if fault is None or message.metadata.message_type != MessageType.TRAIN:
+            return reply
+        if fault == "raise":
+            raise OSError("the disk is full")
+        arrays, metrics = reply.content["arrays"], reply.content["metrics"]
+        weight = arrays["weight"].numpy()
+        match fault:
+            case "nan" | "infinity":
+                arrays["weight"] = Array(weight * np.float32(fault))
+            case "shape":
+                arrays["weight"] = Array(weight[1:])
+            case "name":
+                arrays["other"] = arrays.pop("weight")
+            case "enormous":
+                arrays["weight"] = Array(weight + np.float32(1e9))
+            case "loss":
+                metrics["train_loss"] = float("nan")
+            case "examples":
+                metrics["num-examples"] = 0
+            case "surprise":
+                metrics["surprise"] = 1.0
+        return reply
+
+
+PROBLEMS = {
+    "raise": "the disk is full",
+    "nan": "weight holds NaN or infinity",
+    "infinity": "weight holds NaN or infinity",
+    "shape": "weight has shape (1, 3), not (2, 3)",
+    "name": "its arrays are not named like the global model's",
+    "enormous": "times as long as the median",
+    "loss": "train_loss = nan",
+    "examples": "num-examples = 0",
+    "surprise": "its metrics are ['num-examples', 'surprise', 'train_loss'], the others'",
+}
+
+
+def test_a_run_leaves_its_files_and_says_where(folder, caplog):
+    caplog.set_level(logging.INFO, "flwr")
+    run = play()
+    assert {path.name for path in run.folder.iterdir()} == {
+        *(CONFIG, RESULTS, CURVES, CHECKPOINT, MODEL)
+    }
+    logged = [record.getMessage() for record in caplog.records]
+    told = [line for line in logged if line.startswith("Outputs: ")]
+    assert told == [f"Outputs: {run.folder}"] * 2
+    assert logged[-1] == told[-1]
+    history = json.loads((run.folder / RESULTS).read_text())
+    assert [entry["round"] for entry in history] == [0, 1, 2, 3, 4]
+    assert history[1] == {
+        "round": 1,
+        "train_metrics": {"train_loss": 2.0},  # (0 * 1 + 1 * 2 + 2 * 3 + 3 * 4) / 10
+        "evaluate_metrics_clientapp": {"eval_loss": 1.5},
+        "evaluate_metrics_serverapp": {"accuracy": 0.1, "loss": 9.0},  # six of 0.5 * 3
+        "clients": [
+            {"partition": p, "train_loss": p, "train_examples": p + 1}
+            | {"eval_loss": p, "eval_examples": 1}
+            for p in range(4)
+        ],
+    }
+
+
+@pytest.mark.parametrize("fault", PROBLEMS)
+def test_a_bad_client_costs_only_its_own_contribution(fault, caplog):
+    run = play(client_app=Troubled(p1=fault), num_server_rounds=1)
+    line = "Partition 1 left out of training: "
+    [told] = [r.getMessage() for r in caplog.records if r.getMessage().startswith(line)]
+    assert PROBLEMS[fault] in told
+    trained = [c["partition"] for c in run.history[1]["clients"] if "train_loss" in c]
+    assert trained == [0, 2, 3]
+    # Without it: 0.5 * (1 * 1 + 3 * 3 + 4 * 4) / 8, six times
+    assert run.history[1]["evaluate_metrics_serverapp"]["loss"] == pytest.approx(9.75)
+
+
+def test_too_few_replies_end_the_run_and_lose_nothing(caplog):
+    bad = Troubled(p0="nan", p1="raise", p2="shape")
+    with pytest.raises(TooFewReplies, match="round 1: 1 of 4 training replies can be used, min-re"):
+        play(client_app=bad)
+    [folder] = Path.cwd().glob("outputs/*/*")
+    assert f"round 0 is safe: resume-from='{folder}'" in caplog.text
+    run = play(client_app=bad, resume_from=str(folder), min_replies=1)
+    assert run.round == 4
+    assert run.folder == folder
+
+
+def test_a_round_waits_for_as_many_nodes_as_it_needs():
+    with pytest.raises(TooFewReplies, match=r"1 nodes connected within round-timeout = 0.2 s, min"):
+        play(nodes=1, round_timeout=0.2)
+
+
+def test_the_draw_repeats_varies_and_knows_shares_and_numbers():
+    draw, nodes = Draw(0.25, 25, at_least=2, seed=42), list(range(50))
+    first = draw(nodes, 1, MessageType.TRAIN)
+    assert first == draw(nodes, 1, MessageType.TRAIN)
+    assert len(set(first)) == 12
+    assert first != draw(nodes, 2, MessageType.TRAIN)
+    assert len(draw(nodes, 1, MessageType.EVALUATE)) == 25
+    assert draw([4, 7], 1, MessageType.TRAIN) == [4, 7]
+
+
+def test_waves_change_nothing_but_the_pace():
+    assert play(nodes=9, waves=2).history == play(nodes=9).history
+
+
+def test_no_federated_evaluation_leaves_the_central_one():
+    run = play(fraction_evaluate=0.0)
+    assert run.history[2]["evaluate_metrics_clientapp"] == {}
+    assert run.history[2]["evaluate_metrics_serverapp"]["loss"] > 0
+
+
+class Stop(BaseException):
+    """A kill: nothing that catches exceptions sees it."""
+
+
+@pytest.mark.parametrize("strategy", [FedAvg, lambda: FedAvgM(server_momentum=0.5), FedAdam])
+@pytest.mark.parametrize("at", ["training", "testing", "central", "before the first round"])
+def test_stopped_anywhere_and_resumed_is_the_same_run(strategy, at):
+    whole = play(strategy)
+
+    class Killed(ClientApp):
+        def __call__(self, message, context):
+            kind, content = message.metadata.message_type, message.content
+            round_now = content["config"]["server-round"] if "config" in content else 0
+            if round_now == 3 and kind == {"training": "train", "testing": "evaluate"}.get(at):
+                raise Stop
+            return CLIENT(message, context)
+
+    def evaluate(server_round, arrays):
+        if server_round == {"central": 3, "before the first round": 0}.get(at):
+            raise Stop
+
+    with pytest.raises(Stop):
+        play(strategy, client_app=Killed(), evaluate=evaluate)
+    [folder] = {path.parent for path in Path.cwd().glob("outputs/*/*/config.json")} - {whole.folder}
+    resumed = play(strategy, resume_from=str(folder))
+    assert resumed.history == whole.history
+    assert all(np.array_equal(resumed.arrays[name], whole.arrays[name]) for name in whole.arrays)
+    assert (folder / RESULTS).read_bytes() == (whole.folder / RESULTS).read_bytes()
+    model, expected = (load_file(run.folder / MODEL) for run in (resumed, whole))
+    assert all(np.array_equal(model[name], expected[name]) for name in expected)
+
+
+def test_a_strategys_own_share_of_the_clients_is_refused():
+    with pytest.raises(ValueError, match=r"FedAvg\(fraction_train=0.5\): the loop draws"):
+        play(lambda: FedAvg(fraction_train=0.5))
+
+
+def test_a_strategy_that_aggregates_nothing_keeps_the_model():
+    class Nothing(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            return None, None
+
+    assert play(Nothing).history[4]["evaluate_metrics_serverapp"]["loss"] == 0.0
+
+
+def test_a_strategy_sees_only_good_replies_by_partition():
+    seen = []
+
+    class Watching(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            seen.append([reply.content["metrics"]["num-examples"] for reply in replies])
+            return super().aggregate_train(server_round, replies)
+
+    play(Watching, nodes=6, client_app=Troubled(p2="nan"), num_server_rounds=1)
+    assert seen == [[1, 2, 4, 5, 6]]

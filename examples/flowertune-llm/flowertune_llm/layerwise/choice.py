@@ -1,0 +1,65 @@
+"""Whether a run aggregates layer by layer, and why."""
+
+from dataclasses import dataclass
+from logging import INFO
+
+from flwr.app import ArrayRecord
+from flwr.common import log
+from flwr.serverapp.strategy import FedAvg, Strategy
+
+from flowertune_llm.kit.clients import Clients
+from flowertune_llm.kit.run import Run
+from flowertune_llm.layerwise.rounds import Layers
+from flowertune_llm.layerwise.settings import LayerwiseSettings
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a run aggregates.
+
+    Args:
+        strategy: FedAvg, if it is to be layer by layer.
+        config: the settings.
+        by_layers: whether it is.
+        words: how, and why.
+    """
+
+    strategy: Strategy
+    config: LayerwiseSettings
+    by_layers: bool
+    words: str
+
+    def layers(self, run: Run, clients: Clients, traffic: dict[str, int]) -> Layers | None:
+        """Say what was chosen, and return what trains in the strategy's place, if anything."""
+        log(INFO, "Aggregation: %s", self.words)
+        if not (self.by_layers and isinstance(self.strategy, FedAvg)):
+            return None
+        return Layers(self.config, run, clients, self.strategy, traffic)
+
+
+def choose(config: LayerwiseSettings, strategy: Strategy, initial: ArrayRecord) -> Choice:
+    """Choose how a run aggregates: an adapter that fits into one slice comes whole.
+
+    Raises:
+        ValueError: it would be layer by layer, and the strategy is not FedAvg.
+    """
+    name, size = type(strategy).__name__, sum(len(array.data) for array in initial.values())
+    mode = f'aggregation.mode = "{config.aggregation_mode}"'
+    sizes = f"the adapter has {size / 2**20:.1f} MB and aggregation.slice-megabytes = "
+    sizes += str(config.slice_megabytes)
+    by_slices = config.aggregation_mode == "layerwise"
+    if not config.whole_model and not (by_slices and size > config.slice_bytes):
+        reason = sizes if by_slices else mode
+        return Choice(strategy, config, False, f"{name}, since {reason}")
+    if type(strategy) is not FedAvg:
+        reason, way_out = sizes, 'set aggregation.mode = "all_at_once" or longer slices'
+        if config.whole_model:
+            reason, way_out = "whole models are averaged", "train an adapter"
+        raise ValueError(
+            f"{name} would never be asked to aggregate: {reason}, so that clients' models are "
+            f"averaged layer by layer, by FedAvg's weighted mean; use FedAvg, or {way_out}"
+        )
+    if config.whole_model and not by_slices:
+        return Choice(strategy, config, True, f"all models at once, since {mode}")
+    reason = f"whole models are averaged and {mode}" if config.whole_model else sizes
+    return Choice(strategy, config, True, f"layer by layer, since {reason}")

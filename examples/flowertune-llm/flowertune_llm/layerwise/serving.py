@@ -1,0 +1,143 @@
+"""A client's models: which one it serves, the bytes asked for, what it keeps between messages."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from pickle import PickleBuffer
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord
+
+from flowertune_llm.layerwise import synthetic
+from flowertune_llm.layerwise.settings import LayerwiseSettings
+from flowertune_llm.layerwise.shards import Part, Source, files_beside, open_checkpoint
+
+REPORT = "report.json"
+NUMPY = {"F32": "f4", "F16": "f2", "BF16": "u2", "I64": "i8", "I32": "i4", "I16": "i2"}
+NUMPY |= {"I8": "i1", "U8": "u1", "BOOL": "?"}
+Find = Callable[[Any, int], Path]  # the folder of a client's model, from settings and partition
+
+
+class Raw(bytes):
+    """Bytes that Ray moves between processes without copying them on the way."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return (memoryview, (PickleBuffer(self),)) if protocol >= 5 else super().__reduce_ex__(4)
+
+
+def raw_record(data: bytes) -> ArrayRecord:
+    """Wrap bytes as they are; numpy, which knows no bfloat16, has no part in it."""
+    return ArrayRecord({"data": Array("uint8", (len(data),), "bytes", data)})
+
+
+class Site:
+    """A client in a round: the model that it has, what it has trained, what it was sent.
+
+    Args:
+        config: the settings.
+        partition: the client's.
+        asked: what the server says of the run and the round.
+        find: returns the folder of the model that the client has.
+    """
+
+    def __init__(
+        self, config: LayerwiseSettings, partition: int, asked: ConfigRecord, find: Find
+    ) -> None:
+        self.config, self.partition, self.find = config, partition, find
+        base = Path(config.client_dir) if config.client_dir else cache_folder()
+        self.folder = base.resolve() / Path(str(asked["run"])).name / f"partition-{partition}"
+        self.trained = self.folder / f"trained-{asked.get('server-round')}"
+        self.global_model = self.folder / "global"
+
+    def start(self) -> Path:
+        """Return where the global model is: the client's own until the server has sent another."""
+        if self.global_model.is_dir():
+            return self.global_model
+        return self.find(self.config, self.partition)
+
+    def served(self) -> Source:
+        """Return what this client contributes in this round: what it has trained, or its model."""
+        if self.config.trains:
+            return open_checkpoint(self.trained)
+        if self.config.model_name in synthetic.NAMES:
+            return synthetic.open_model(self.config.model_name, self.partition)
+        return open_checkpoint(self.find(self.config, self.partition))
+
+    def keep(self, train: Callable[[Path], dict[str, float]]) -> dict[str, float]:
+        """Have a model trained, unless this round's is there from before an interruption.
+
+        The folder is there whole or not at all; the last round's goes.
+
+        Args:
+            train: writes the model into a given folder, and returns a report.
+        """
+        if not self.trained.is_dir():
+            for earlier in self.folder.glob("trained-*"):
+                shutil.rmtree(earlier)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".training-") as temporary:
+                path = Path(temporary, "model")
+                path.mkdir()
+                report = train(path)
+                (path / REPORT).write_text(json.dumps(report))
+                path.rename(self.trained)
+        return json.loads((self.trained / REPORT).read_text())
+
+    def files(self) -> dict[str, bytes]:
+        """Return the files beside the weights that this client serves."""
+        if self.config.model_name in synthetic.NAMES:
+            return {}
+        found = files_beside(self.served().folder)
+        return {name: content for name, content in found.items() if name != REPORT}
+
+    def receive(self, piece: ConfigRecord, data: bytes) -> None:
+        """Write a piece of a file of the global model; the last piece puts the folder in place.
+
+        Args:
+            piece: its `step` is "begin", "write" (to `file`, from `offset`) or "end".
+            data: what to write.
+        """
+        partial = self.folder / ".global-partial"
+        match piece["step"]:
+            case "begin":
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            case "write":
+                path = partial / Path(str(piece["file"])).name
+                with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT), "wb") as file:
+                    file.seek(int(piece["offset"]))
+                    file.write(data)
+            case "end":
+                shutil.rmtree(self.global_model, ignore_errors=True)
+                partial.rename(self.global_model)
+
+    def forget(self) -> None:
+        """Delete what this client keeps for the run."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base, "flower-examples", "flowertune-llm", "clients")
+
+
+def read_parts(source: Source, asked: ConfigRecord) -> Raw:
+    """Return the bytes of a slice, in the order in which its parts are named."""
+    parts = [Part(*part) for part in zip(*(asked[key] for key in Part._fields), strict=True)]
+    for name, start, stop in parts:
+        if name not in source.tensors or not 0 <= start < stop <= source.tensors[name].nbytes:
+            raise RuntimeError(f"asked for bytes {start} to {stop} of {name}, which are not here")
+    return Raw(source.read(parts[0]) if len(parts) == 1 else b"".join(map(source.read, parts)))
+
+
+def whole_model(source: Source) -> ArrayRecord:
+    """Return all tensors at once; bfloat16 as the 16 bits that it is."""
+    arrays = ArrayRecord()
+    for tensor in source.tensors.values():
+        data = source.read(Part(tensor.name, 0, tensor.nbytes))
+        arrays[tensor.name] = Array(np.frombuffer(data, NUMPY[tensor.dtype]).reshape(tensor.shape))
+    return arrays

@@ -1,0 +1,63 @@
+"""The keys of this wing, and what it needs of the app's."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from flowertune_llm.kit.settings import Settings, anything, at_least, one_of, true_or_false
+
+
+@dataclass(frozen=True)
+class LayerwiseSettings(Settings):
+    """Adds these keys to an app's settings; pyproject.toml explains them."""
+
+    train_disable: bool = true_or_false("train.disable")
+    aggregation_mode: str = one_of("layerwise", "all_at_once", name="aggregation.mode")
+    slice_megabytes: int = at_least(1, "aggregation.slice-megabytes")
+    shard_megabytes: int = at_least(1, "aggregation.shard-megabytes")
+    in_flight: int = at_least(1, "aggregation.in-flight", may_change=True)
+    on_failure: str = one_of("restart", "stop", name="aggregation.on-failure", may_change=True)
+    aggregation_output: str = one_of("checkpoint", "discard", name="aggregation.output")
+    client_dir: str = anything("a folder, or empty", "aggregation.client-dir", may_change=True)
+
+    # The app has these keys.
+    model_name: str
+    quantization: int
+    lora_r: int
+    save_every_round: int
+    training_arguments: tuple[tuple[str, Any], ...]
+
+    def __post_init__(self) -> None:
+        """Check what belongs together.
+
+        Raises:
+            ValueError: names the keys.
+        """
+        if self.trains and not self.lora_r and self.quantization:
+            raise ValueError(
+                f"run config: {self.key_of('lora_r')} = 0 trains the whole model, which "
+                f"{self.key_of('quantization')} = {self.quantization} cannot; set it to 0"
+            )
+        if self.trains and self.aggregation_output == "discard":
+            raise ValueError(
+                "run config: aggregation.output = 'discard' would lose what was trained; it is "
+                "for measurements with train.disable = true"
+            )
+
+    @property
+    def trains(self) -> bool:
+        """Tell whether clients train, or only serve the model that they have."""
+        return not self.train_disable and dict(self.training_arguments).get("max_steps") != 0
+
+    @property
+    def whole_model(self) -> bool:
+        """Tell whether whole models are averaged, not adapters."""
+        return not self.trains or self.lora_r == 0
+
+    @property
+    def rounds(self) -> int:
+        """The number of rounds: averaging untrained models again would change nothing."""
+        return self.num_server_rounds if self.trains else 1
+
+    @property
+    def slice_bytes(self) -> int:
+        return self.slice_megabytes * 2**20

@@ -1,0 +1,93 @@
+"""The sum that grows while replies come: weighted, in float32, in memory that is used again."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from flwr.app import Array
+
+from flowertune_llm.layerwise.shards import FLOATS, Slice
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+BLOCK = 2**18  # elements: in float32 they stay in the cache between widening and adding
+warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nobody writes
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have PyTorch compute in one thread: memory is the limit, and clients want the other cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class RunningSum:
+    """The weighted sum of one slice after another."""
+
+    def __init__(self) -> None:
+        self.widened = torch.empty(BLOCK)
+        self.sums = torch.empty(0)
+
+    def begin(self, piece: Slice) -> None:
+        self.piece, self.kept = piece, b""
+        if piece.dtype in FLOATS:
+            count = piece.nbytes // DTYPES[piece.dtype].itemsize
+            if self.sums.numel() < count:
+                self.sums = torch.empty(count)
+            self.total = self.sums[:count].zero_()
+
+    def add(self, data: bytes | memoryview, share: float) -> None:
+        """Add one client's bytes.
+
+        Raises:
+            ValueError: they hold NaN or infinity; or are no floats and differ from the others'.
+        """
+        if self.piece.dtype not in FLOATS:
+            if self.kept and self.kept != data:
+                raise ValueError(f"{self.names} differs; {self.piece.dtype} cannot be averaged")
+            self.kept = bytes(data)
+            return
+        values = torch.frombuffer(data, dtype=DTYPES[self.piece.dtype])
+        checked = torch.zeros(())
+        for start in range(0, len(values), BLOCK):
+            total = self.total[start : start + BLOCK]
+            widened = self.widened[: len(total)].copy_(values[start : start + BLOCK])
+            total.add_(widened, alpha=share)
+            checked += widened.sum()
+        if not checked.isfinite() and not values.isfinite().all():
+            raise ValueError(f"{self.names} holds NaN or infinity")
+
+    def rounded(self) -> Iterator[memoryview]:
+        """Yield the finished slice as bytes of its dtype, block after block."""
+        if self.piece.dtype not in FLOATS:
+            yield memoryview(self.kept)
+            return
+        for start in range(0, len(self.total), BLOCK):
+            block = self.total[start : start + BLOCK].to(DTYPES[self.piece.dtype])
+            yield block.view(torch.uint8).numpy().data
+
+    @property
+    def names(self) -> str:
+        first, last = self.piece.parts[0].name, self.piece.parts[-1].name
+        return first if first == last else f"{first} to {last}"
+
+
+def to_bytes(array: Array, dtype: str) -> memoryview:
+    """Return float32 values as bytes of a dtype named as safetensors names it."""
+    values = array.numpy()
+    if dtype not in DTYPES:
+        return memoryview(values.tobytes())
+    tensor = torch.from_numpy(values.astype(np.float32, copy=False)).to(DTYPES[dtype])
+    return tensor.flatten().view(torch.uint8).numpy().data
+
+
+def is_finite(array: Array) -> bool:
+    """Tell whether there is neither NaN nor infinity in an array as it travelled."""
+    tensor = torch.from_numpy(array.numpy())
+    tensor = tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
+    return bool(tensor.isfinite().all())

@@ -1,0 +1,161 @@
+"""Made models of Llama's shapes, to try aggregation at full size with nothing on disk.
+
+Each client's weights are its own: a block of random numbers, read from another place for each
+tensor and client. Making a slice costs one copy of its bytes.
+"""
+
+from functools import lru_cache
+from logging import INFO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.common import log
+
+from flowertune_llm.layerwise.settings import LayerwiseSettings
+from flowertune_llm.layerwise.shards import Part, Shard, Slice, Tensor, Writer
+
+KEYS = ("num_hidden_layers", "hidden_size", "intermediate_size")
+KEYS += ("num_attention_heads", "num_key_value_heads", "vocab_size")
+# Source of the largest: config.json of meta-llama/Llama-3.1-70B. The others are made like it.
+SHAPES = {
+    "synthetic-llama-3.1-70b": dict(zip(KEYS, (80, 8192, 28672, 64, 8, 128256), strict=True)),
+    "synthetic-llama-70b-4-layers": dict(zip(KEYS, (4, 8192, 28672, 64, 8, 1024), strict=True)),
+    "synthetic-5gb": dict(zip(KEYS, (39, 2048, 8192, 32, 8, 32000), strict=True)),
+    "synthetic-2gb": dict(zip(KEYS, (14, 2048, 8192, 32, 8, 32000), strict=True)),
+    "synthetic-100mb": dict(zip(KEYS, (4, 512, 2048, 8, 8, 32000), strict=True)),
+}
+NAMES = tuple(SHAPES)
+BLOCK = 2 * 16_777_259  # bytes; twice a prime, so that it repeats nowhere at a chunk's border
+
+
+def tensors(shape: dict[str, int]) -> dict[str, Tensor]:
+    """Return the tensors of a Llama of this shape, in bfloat16, in the usual order."""
+    hidden, wide = shape["hidden_size"], shape["intermediate_size"]
+    narrow = hidden // shape["num_attention_heads"] * shape["num_key_value_heads"]
+    layer = {
+        "input_layernorm": (hidden,),
+        "mlp.down_proj": (hidden, wide),
+        "mlp.gate_proj": (wide, hidden),
+        "mlp.up_proj": (wide, hidden),
+        "post_attention_layernorm": (hidden,),
+        "self_attn.k_proj": (narrow, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.v_proj": (narrow, hidden),
+    }
+    shapes = {"model.embed_tokens.weight": (shape["vocab_size"], hidden)}
+    for number in range(shape["num_hidden_layers"]):
+        shapes |= {f"model.layers.{number}.{name}.weight": size for name, size in layer.items()}
+    shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (shape["vocab_size"], hidden)}
+    return {name: Tensor(name, "BF16", size) for name, size in shapes.items()}
+
+
+class SyntheticModel:
+    """One client's made model, in the place of a checkpoint."""
+
+    fingerprint = "made"
+
+    def __init__(self, name: str, partition: int) -> None:
+        self.tensors = tensors(SHAPES[name])
+        self.partition = partition
+        self.numbers = {tensor: number for number, tensor in enumerate(self.tensors)}
+        self.block = random_block()
+
+    def read(self, part: Part) -> bytes:
+        begin = 2 * (self.numbers[part.name] * 7919 + self.partition * 6_700_417)
+        begin, left = (begin + part.start) % BLOCK, part.stop - part.start
+        pieces = []
+        while left:
+            pieces.append(self.block[begin : begin + left])
+            begin, left = 0, left - len(pieces[-1])
+        return b"".join(pieces)
+
+
+@lru_cache(maxsize=1)
+def random_block() -> memoryview:
+    """Return the bytes of bfloat16 numbers from a normal distribution: 16 bits of float32 each."""
+    generator, bits = np.random.default_rng(42), np.empty(BLOCK // 2, np.uint16)
+    for some in np.array_split(bits, 64):  # at once they would take several times as much memory
+        values = generator.standard_normal(len(some), dtype=np.float32) * 0.02
+        some[:] = values.view(np.uint32) >> 16
+    return bits.view(np.uint8).data
+
+
+@lru_cache(maxsize=4)
+def open_model(name: str, partition: int) -> SyntheticModel:
+    return SyntheticModel(name, partition)
+
+
+def expected(name: str, weights: dict[int, float], part: Part) -> Any:
+    """Return the mean that aggregation is to find for a part, float32.
+
+    Args:
+        weights: each partition's share; they add up to 1.
+    """
+    total = np.zeros((part.stop - part.start) // 2, np.float32)
+    for partition, share in weights.items():
+        bits = np.frombuffer(open_model(name, partition).read(part), np.uint16)
+        total += (bits.astype(np.uint32) << 16).view(np.float32) * np.float32(share)
+    return total
+
+
+class Discard:
+    """Takes slices as `shards.Writer` does, compares made ones with what they should be, and drops
+    them: for measurements without a disk.
+
+    Raises:
+        RuntimeError: a slice is not the mean of what the clients sent.
+    """
+
+    whole = 0
+
+    def __init__(self, name: str, shares: dict[int, float]) -> None:
+        self.name, self.shares = name, shares
+        self.place: tuple[Slice | None, int] = (None, 0)
+
+    def begin(self, shard: Shard) -> None:
+        pass
+
+    def write(self, piece: Slice, data: memoryview) -> None:
+        offset = self.place[1] if self.place[0] is piece else 0
+        self.place = (piece, offset + len(data))
+        if offset == 0 and self.name in NAMES:  # one block of each slice: checking takes longest
+            self.check(piece.parts[0], data)
+
+    def check(self, part: Part, data: memoryview) -> None:
+        stop = min(part.stop, part.start + len(data))
+        bits = np.frombuffer(data[: stop - part.start], np.uint16)
+        values = (bits.astype(np.uint32) << 16).view(np.float32)
+        wanted = expected(self.name, self.shares, Part(part.name, part.start, stop))
+        # Where clients' values cancel, the last bits of float32 are all that is left.
+        if not np.allclose(values, wanted, rtol=2**-8, atol=1e-8):
+            raise RuntimeError(f"{part.name}, from byte {part.start}: not the clients' mean")
+
+    def end(self, shard: Shard) -> None:
+        pass
+
+    def abandon(self) -> None:
+        pass
+
+    def finish(self, beside: Any) -> None:
+        log(INFO, "The model is discarded, as aggregation.output asks")
+
+
+def make_sink(
+    config: LayerwiseSettings,
+    folder: Path,
+    shards: list[Shard],
+    identity: Any,
+    shares: dict[int, float],
+) -> Writer | Discard:
+    """Return what takes the slices of a round, as `aggregation.output` says.
+
+    Args:
+        config: the settings.
+        folder, shards, identity: as for `Writer`.
+        shares: each client's, of the mean.
+    """
+    if config.aggregation_output == "discard":
+        return Discard(config.model_name, shares)
+    return Writer(folder, shards, identity)

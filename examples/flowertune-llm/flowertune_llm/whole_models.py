@@ -1,0 +1,130 @@
+"""Whole models, and what else travels in slices: found, trained and tested for `layerwise/`."""
+
+from collections.abc import Callable
+from logging import INFO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.app import ArrayRecord, Context, Message, MetricRecord
+from flwr.common import log
+
+from flowertune_llm import central, smollm2
+from flowertune_llm.config import Config
+from flowertune_llm.kit.flower import partition_id
+from flowertune_llm.kit.run import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+class WholeModels:
+    """The global model of a run, as the server sees it, in the place of `Adapters`."""
+
+    def __init__(self, config: Config, run: Run) -> None:
+        self.config, self.run, self.rounds = config, run, config.rounds
+
+    def prepare(self) -> ArrayRecord:
+        """Check what can be checked before clients start, who have the first model themselves."""
+        if self.config.trains:
+            central.check(self.config)
+        elif self.config.num_server_rounds > 1:
+            log(INFO, "Nothing is trained: one round is all there is to do")
+        return ArrayRecord()
+
+    def begin(self) -> None:
+        """Say what data there is."""
+        if self.config.trains:
+            central.report_data(self.config)
+
+    def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        """Test the global model, which is in the run's folder, in the rounds for it."""
+        config = self.config
+        if not (config.trains and config.tests(server_round)):
+            return None
+        path = self.run.folder / f"model_{server_round}" if server_round else find(config, 0)
+        return central.test(config, lambda: load(config, path))
+
+    def save(self) -> None:
+        """Leave it: aggregation has written the model."""
+        folder = self.run.folder / f"model_{self.run.round}"
+        if folder.is_dir():
+            log(INFO, "Model: %s", folder)
+
+
+def find(config: Config, partition: int) -> Path:
+    """Return the folder of `model.name` at this client, fetched from the Hub if it is not here.
+
+    Raises:
+        RuntimeError: it is not there.
+    """
+    name = config.model_name.replace("{partition}", str(partition))
+    if name == smollm2.NAME:
+        return smollm2.model_folder()
+    if Path(name).is_dir():
+        return Path(name).resolve()
+    try:
+        from huggingface_hub import snapshot_download  # only here: not everyone needs it
+
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
+    except Exception as error:  # the Hub's client has no common base class for its errors
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        raise RuntimeError(
+            f"model.name = '{name}': no such folder, and not to be had from the Hub; give a local "
+            f"folder, or an embedded name: {smollm2.NAME}, or one that begins with synthetic-. "
+            f"({reason})"
+        ) from None
+
+
+def train_to_disk(
+    message: Message, context: Context, start: Callable[[], Path], folder: Path
+) -> dict[str, float]:
+    """Train, and write into a folder: the adapter's change as it is to travel, or all weights.
+
+    Args:
+        message, context: the client's.
+        start: returns the folder of the model of which all weights are trained.
+        folder: where the result goes.
+    """
+    import safetensors.torch
+    import torch
+
+    from flowertune_llm import models, training, transport
+
+    config = Config.from_run_config(context.run_config)
+    place = (
+        int(message.content["config"]["server-round"]),
+        partition_id(context),
+        int(context.node_config["num-partitions"]),
+    )
+    if config.whole_model:
+        model = load(config, start())
+        report = training.train(model, config, *place)
+        model.save_pretrained(folder)
+        models.load_tokenizer(config).save_pretrained(folder)
+        return report
+    received = transport.decode(message.content["arrays"])
+    change, report = training.train_adapter(config, received, *place)
+    dtype = transport.DTYPES[config.transport_dtype]
+    tensors = {name: torch.from_numpy(value).to(dtype) for name, value in change.items()}
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
+    return report
+
+
+def load(config: Config, folder: Path) -> "PreTrainedModel":
+    """Load a model of which all weights are to be trained, or tested.
+
+    Raises:
+        RuntimeError: this machine cannot do what is asked for.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from flowertune_llm import models
+
+    models.check_platform(config)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=models.dtype(config), device_map=models.device_map(config.device_map)
+    )
+    model.config.use_cache = False
+    return model
