@@ -11,9 +11,9 @@ UV = $(shell command -v uv || echo $(BIN)/uv)
 EXAMPLES := $(notdir $(wildcard examples/*))
 INSTALLED := $(VENV)/.installed
 ANY_PYTHON = $(firstword $(wildcard $(BIN)/python) $(PYTHON))
-# Once more what fails: of several Ray clusters that start at once, one sometimes does not.
+PACKAGES := $(patsubst %/,%,$(dir $(wildcard examples/*/*/server_app.py)))
 PYTEST = OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup \
-	--no-loadscope-reorder --reruns 1
+	--no-loadscope-reorder
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,20 +22,24 @@ run: $(INSTALLED) ## run an example offline: make run EXAMPLE=advanced-pytorch C
 	@$(BIN)/python tools/run_example.py $(EXAMPLE) --run-config "$(CONFIG)"
 
 federation: $(INSTALLED) ## run an example offline on a SuperLink and SuperNodes over TLS (EXAMPLE=, CONFIG=)
-	@$(BIN)/python tools/federation.py examples/$(EXAMPLE) --offline --warm --run-config "$(CONFIG)"
+	@$(BIN)/python -m kit.federation examples/$(EXAMPLE) --offline --warm --run-config "$(CONFIG)"
 
 new: ## copy an example out as your own app: make new FROM=vit-finetune TO=../my-app
 	@$(if $(and $(FROM),$(TO)),,$(error say from what and where to: make new FROM=vit-finetune TO=../my-app))
 	@$(ANY_PYTHON) tools/new_app.py "$(FROM)" "$(TO)" $(if $(PUBLISHER),--publisher "$(PUBLISHER)")
 
+kit: ## copy kit/ into every example, word for word, after it was changed
+	@for package in $(PACKAGES); do rm -rf $$package/kit && cp -R kit $$package/kit; done
+	@find $(PACKAGES) -name __pycache__ -prune -exec rm -rf {} +
+
 doctor: ## see whether this machine has what the examples need, and what to do where not
 	@$(ANY_PYTHON) tools/doctor.py
 
 test: check ## lint, then test: what CI runs
-	@$(PYTEST) -m "not thorough" tests
+	@$(PYTEST) -m "not thorough"
 
 test-all: check ## the same with the thorough tests, which take long
-	@$(PYTEST) tests
+	@$(PYTEST)
 
 test-latest: $(INSTALLED) ## run the examples offline on the newest flwr, beside the pinned one (EXAMPLE=)
 	@$(BIN)/python tools/newest_flower.py $(if $(filter file,$(origin EXAMPLE)),,$(EXAMPLE))
@@ -63,7 +67,7 @@ lock: $(INSTALLED) ## resolve every version anew into constraints.txt
 		pyproject.toml $(wildcard examples/*/pyproject.toml) --all-extras --output-file constraints.txt
 
 clean: ## remove the environment, caches and what runs wrote
-	rm -rf $(VENV) .federations .newest-flower outputs examples/*/outputs .pytest_cache .ruff_cache
+	rm -rf $(VENV) .newest-flower outputs examples/*/outputs .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 install: $(INSTALLED) ## make .venv with everything the tests ran with
@@ -80,4 +84,4 @@ $(INSTALLED): pyproject.toml constraints.txt $(wildcard examples/*/pyproject.tom
 		$(foreach example,$(EXAMPLES),--editable examples/$(example)[test])
 	@touch $@
 
-.PHONY: help run federation new doctor test test-all test-latest check format bench check-gpu results lock clean install
+.PHONY: help run federation new kit doctor test test-all test-latest check format bench check-gpu results lock clean install

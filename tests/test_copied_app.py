@@ -9,6 +9,16 @@ import pytest
 from on_this_machine import BIN
 from repository import ROOT, example_names
 
+SMALLEST = "pytorch-from-centralized-to-federated"
+# What shows in a minute that the app runs alone: the README's command on Ray, and the part of the
+# kit that every run goes through, under the app's name: settings, the loop, the run on disk, and
+# what strategies keep. `make test` runs all other tests in this environment.
+QUICK = [
+    "tests/test_run.py",
+    *(f"my_own_app/kit/tests/test_{name}.py" for name in ("settings", "loop", "run", "strategies")),
+]
+QUICK += ["-k", "kit or readme_says"]
+
 
 def call(command: list, folder: Path, **changes: str) -> str:
     """Run a command with nothing of this repository or its environment in sight."""
@@ -26,26 +36,28 @@ def call(command: list, folder: Path, **changes: str) -> str:
     return done.stdout
 
 
-@pytest.mark.flaky(reruns=0)  # its own tests are run once more where they fail
-@pytest.mark.parametrize("example", example_names())
-def test_new_app_passes_its_tests_alone(example, request, tmp_path):
-    """Among them is the offline run, with the figure that the README promises.
-
-    This is where `make test` runs the examples' tests, and `make test-all` the thorough ones, too:
-    here they also show that an example needs nothing but what its own pyproject.toml names.
-    """
-    app, venv, uv = tmp_path / "my-own-app", tmp_path / "venv", BIN / "uv"
-    call([sys.executable, ROOT / "tools" / "new_app.py", example, app], tmp_path)
+def passes_alone(example: str, selected: list[str], folder: Path) -> None:
+    """Make an app, install it with what its pyproject.toml names, and run tests of its own."""
+    app, venv, uv = folder / "my-own-app", folder / "venv", BIN / "uv"
+    call([sys.executable, ROOT / "tools" / "new_app.py", example, app], folder)
     call([uv, "venv", "--quiet", "--seed", "--python", sys.executable, venv], app)
     python = ["--python", venv / "bin" / "python", "-c", ROOT / "constraints.txt"]
-    install = [uv, "pip", "install", "--quiet", "--compile-bytecode", *python]
-    call([*install, "-e", ".[test]", "pytest-rerunfailures"], app)
+    call([uv, "pip", "install", "--quiet", "--compile-bytecode", *python, "-e", ".[test]"], app)
 
-    changes = {"XDG_CACHE_HOME": str(tmp_path / "cache")}  # as empty as its user's
+    changes = {"XDG_CACHE_HOME": str(folder / "cache")}  # as empty as its user's
     if data := os.environ.get("FLOWER_EXAMPLES_DATA"):
         changes["MY_OWN_APP_DATA"] = str(Path(data).resolve())
-    command = [venv / "bin" / "python", "-m", "pytest", "-ra", "--reruns", "1"]
-    told = call([*command, "-m", request.config.option.markexpr], app, **changes)
+    told = call([venv / "bin" / "python", "-m", "pytest", "-ra", *selected], app, **changes)
     print(told)
     assert " passed" in told.splitlines()[-1]
     assert str(ROOT) not in told
+
+
+def test_new_app_runs_alone(tmp_path):
+    passes_alone(SMALLEST, QUICK, tmp_path)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("example", example_names())
+def test_new_app_passes_all_its_tests_alone(example, tmp_path):
+    passes_alone(example, [], tmp_path)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from doctor import CHECKS, PORTS
+from doctor import CHECKS, MIND, OK, PORTS, STOP
 from repository import ROOT
 
 DOCTOR = ROOT / "tools" / "doctor.py"
@@ -15,7 +15,7 @@ DOCTOR = ROOT / "tools" / "doctor.py"
 
 @pytest.fixture
 def doctor(tmp_path):
-    """Run the doctor; Ray's notes are looked for in a folder of this test."""
+    """Run the doctor as a user does; Ray's notes are looked for in a folder of this test."""
 
     def run(python: Path | str = sys.executable, **changes: str) -> tuple[int, dict[str, str]]:
         own = {"RAY_TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
@@ -44,32 +44,31 @@ def test_this_machine_can_run_the_examples(doctor):
     assert "everything runs on the CPU" in lines["GPU"]
 
 
-def test_a_port_that_is_taken_is_named(doctor):
+def test_a_port_that_is_taken_is_named():
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", PORTS[1]))
         other.listen()
-        status, lines = doctor()
-    assert status == 0
-    assert lines["Ports"].startswith("mind ")
-    assert str(PORTS[1]) in lines["Ports"]
+        level, text = CHECKS["Ports"]()
+    assert level == MIND
+    assert str(PORTS[1]) in text
 
 
-def test_a_cluster_that_is_gone_stops_simulations(doctor, tmp_path):
+def test_a_cluster_that_is_gone_stops_simulations(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # not listening
         address = f"127.0.0.1:{nobody.getsockname()[1]}"
         (tmp_path / "ray").mkdir()
         (tmp_path / "ray" / "ray_current_cluster").write_text(address)
-        status, lines = doctor()
-        assert status == 1
-        assert lines["Ray cluster"].startswith("STOP ")
-        assert "`ray stop`" in lines["Ray cluster"]
+        level, text = CHECKS["Ray cluster"]()
+        assert level == STOP
+        assert "`ray stop`" in text
 
         nobody.listen()
-        status, lines = doctor()
-        assert status == 0
-        assert f"{address} is up" in lines["Ray cluster"]
+        level, text = CHECKS["Ray cluster"]()
+        assert level == MIND
+        assert f"{address} is up" in text
 
 
 def test_another_flower_is_told_from_the_pinned_one(doctor, tmp_path):
@@ -105,23 +104,30 @@ def test_a_damaged_pytorch_is_told_from_none(doctor, tmp_path):
     assert "a_part_that_is_gone" in lines["GPU"]
 
 
-def test_compiling_at_each_start_is_named(doctor, tmp_path):
+def test_compiling_at_each_start_is_named(monkeypatch, tmp_path):
     """With an empty folder for what is compiled, into which nothing may be written."""
-    nowhere = {"PYTHONPYCACHEPREFIX": str(tmp_path / "compiled")}
-    status, lines = doctor(**nowhere, PYTHONDONTWRITEBYTECODE="1")
-    assert status == 0
-    assert lines["Bytecode"].startswith("mind ")
-    assert "python -m compileall -q /" in lines["Bytecode"]
-    _, lines = doctor(**nowhere, PYTHONDONTWRITEBYTECODE="")
-    assert lines["Bytecode"].startswith("ok ")
+    monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path / "compiled"))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    level, text = CHECKS["Bytecode"]()
+    assert level == MIND
+    assert "python -m compileall -q /" in text
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert CHECKS["Bytecode"]().level == OK
 
 
-def test_what_the_environment_says_of_the_network(doctor):
-    proxy = {"https_proxy": "http://127.0.0.1:9", "no_grpc_proxy": "", "no_proxy": ""}
-    _, lines = doctor(**proxy, HF_ENDPOINT="http://127.0.0.1:9")
-    assert lines["Proxies"].startswith("mind ")
-    assert "`export no_grpc_proxy=127.0.0.1`" in lines["Proxies"]
-    assert lines["Hub"].startswith("mind ")
-    assert "offline.toml" in lines["Hub"]
-    _, lines = doctor(**proxy | {"no_proxy": "localhost,127.0.0.1"})
-    assert lines["Proxies"].startswith("ok ")
+def test_what_the_environment_says_of_the_network(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    level, text = CHECKS["Hub"]()
+    assert level == MIND
+    assert "offline.toml" in text
+    for name, value in {
+        "https_proxy": "http://127.0.0.1:9",
+        "no_grpc_proxy": "",
+        "no_proxy": "",
+    }.items():
+        monkeypatch.setenv(name, value)
+    level, text = CHECKS["Proxies"]()
+    assert level == MIND
+    assert "`export no_grpc_proxy=127.0.0.1`" in text
+    monkeypatch.setenv("no_proxy", "localhost,127.0.0.1")
+    assert CHECKS["Proxies"]().level == OK

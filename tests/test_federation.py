@@ -1,4 +1,4 @@
-"""`tools/federation.py` as a user calls it: SuperLink, SuperNodes, TLS and authentication."""
+"""`python -m <package>.kit.federation` as a user calls it: SuperLink, SuperNodes, TLS, keys."""
 
 import os
 import re
@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 from on_this_machine import BIN, CIFAR, posix_only, processes_of, results, wait
-from repository import ROOT, as_run_config, example_names, flatten, load_toml
+from repository import ROOT, as_run_config, example_names, flatten, load_toml, package_of
 
-TOOL = [sys.executable, ROOT / "tools" / "federation.py"]
 TWO_ROUNDS = "num-server-rounds=2"
 
 pytestmark = posix_only
+
+
+def tool(app: Path) -> list[str]:
+    return [sys.executable, "-m", f"{package_of(app)}.kit.federation"]
 
 
 def form(value: Any) -> Any:
@@ -32,16 +35,12 @@ def left_by_flower(app: Path) -> list[Path]:
     return sorted(path for path in app.rglob("*") if path.name in (".flwr", "superlink.db"))
 
 
-# Other tests start federations of the rest.
-FEW = ["vit-finetune", "advanced-pytorch"]
-REST = [pytest.param(n, marks=pytest.mark.thorough) for n in example_names() if n not in FEW]
-
-
-@pytest.mark.parametrize("example", [*FEW, *REST])
+@pytest.mark.thorough
+@pytest.mark.parametrize("example", example_names())
 def test_each_example_gives_what_the_simulation_gives(example, tmp_path):
     app, folder = ROOT / "examples" / example, tmp_path / "federation"
     before = left_by_flower(app)
-    command = [*TOOL, app, "--offline", "--run-config", TWO_ROUNDS, "--warm", "--folder", folder]
+    command = [*tool(app), "--offline", "--run-config", TWO_ROUNDS, "--warm", "--folder", folder]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^Run \d+: finished:completed$", done.stdout, re.MULTILINE)
@@ -70,12 +69,13 @@ def test_each_example_gives_what_the_simulation_gives(example, tmp_path):
     assert one == {name: pytest.approx(value, rel=0.02) for name, value in other.items()}
 
 
+@pytest.mark.thorough
 def test_two_at_once_and_nothing_left_after_ctrl_c_or_a_death(request, tmp_path):
     """Of two federations one is interrupted, the other loses its SuperLink."""
     started = []
     request.addfinalizer(lambda: [process.terminate() for process, _, _ in started])
     for name in ("interrupted", "bereft"):
-        command = [*TOOL, CIFAR, "--offline", "--insecure", "--folder", tmp_path / name]
+        command = [*tool(CIFAR), CIFAR, "--offline", "--insecure", "--folder", tmp_path / name]
         log = (tmp_path / f"{name}.log").open("w+")
         process = subprocess.Popen(
             [str(word) for word in command], cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT
@@ -88,17 +88,19 @@ def test_two_at_once_and_nothing_left_after_ctrl_c_or_a_death(request, tmp_path)
     interrupted.send_signal(signal.SIGINT)
     assert interrupted.wait(200) == 130, log.read_text()
     assert processes_of(folder) == []
-    [superlink] = [p for p in processes_of(other_folder) if "superlink.py" in p.cmdline()[1]]
+    [superlink] = [p for p in processes_of(other_folder) if "superlink.py" in " ".join(p.cmdline())]
     superlink.kill()
     assert bereft.wait(200) == 1
     assert "Error: the SuperLink ended" in other_log.read_text()
     assert processes_of(other_folder) == []
 
 
+@pytest.mark.thorough
 def test_kept_federation_takes_more_runs(request, tmp_path):
     """Started where a proxy is named that is not there: its own connections go past it."""
     environment = os.environ | dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
-    command = [*TOOL, CIFAR, "--offline", "--warm", "--keep", "--run-config", "num-server-rounds=1"]
+    command = [*tool(CIFAR), CIFAR, "--offline", "--warm", "--keep"]
+    command += ["--run-config", "num-server-rounds=1"]
     log = tmp_path / "log"
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -120,21 +122,6 @@ def test_kept_federation_takes_more_runs(request, tmp_path):
 
 
 def test_what_the_tool_makes_stays_out_of_git():
-    names = [".federations/a/superlink.db", "docs/certificates/ca.key", "keys/site-a"]
+    names = ["docs/certificates/ca.key", "keys/site-a"]
     done = subprocess.run(["git", "check-ignore", *names], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == names
-
-
-def test_bad_arguments_are_named():
-    for words, message in [
-        (["nowhere"], "nowhere holds no pyproject.toml"),
-        ([str(CIFAR), "--num-supernodes", "0"], "--num-supernodes 0: at least 1 is needed"),
-        ([str(CIFAR), "--num-supernodes", "1"], "this run waits for min-replies = 2"),
-        ([str(CIFAR), "--folder", str(CIFAR / "x")], "is inside the app"),
-        ([str(CIFAR), "--folder", str(ROOT / "docs")], "holds files that are not a federation's"),
-        ([str(CIFAR), "--run-config", "no.toml"], "--run-config 'no.toml' cannot be read"),
-        ([str(CIFAR), "--run-config", "a=b"], "--run-config 'a=b' cannot be read"),
-    ]:
-        done = subprocess.run([*TOOL, *words], capture_output=True, text=True)
-        assert done.returncode == 2
-        assert message in done.stderr

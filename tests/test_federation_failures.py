@@ -10,13 +10,14 @@ from pathlib import Path
 
 import grpc
 import pytest
-from certificates import make_certificates, make_node_key, public_key_path
 from cryptography.hazmat.primitives import serialization
-from federation import NAME, Federation, Part
 from flwr.client.grpc_rere_client.node_auth_client_interceptor import NodeAuthClientInterceptor
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from flwr.proto.fleet_pb2_grpc import FleetStub
 from on_this_machine import CIFAR, posix_only, processes_of, results, wait
+
+from kit.federation import NAME, Federation, Part
+from kit.federation.certificates import make_certificates, make_node_key, public_key_path
 
 pytestmark = posix_only
 
@@ -98,6 +99,7 @@ def kill(part: Part) -> None:
     part.process.wait()
 
 
+@pytest.mark.thorough
 def test_killed_parts_cost_what_the_guide_says(faulty_app, tmp_path, monkeypatch):
     """A SuperNode killed while it trains comes back; the SuperLink is killed and restarted; then
     so many SuperNodes are killed that too few are left.

@@ -2,18 +2,20 @@
 
 from pathlib import Path
 
+import pytest
 import torch
-from federation import Federation
 from on_this_machine import posix_only, wait
 from repository import ROOT
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from kit.federation import Federation
+
 APP = ROOT / "examples" / "flowertune-llm"
 EXAMPLES = (1, 3, 2)  # of each SuperNode: its weight
 CHANGES = "train.disable=true strategy.fraction-train=1.0 aggregation.slice-megabytes=1"
 
-pytestmark = posix_only
+pytestmark = [posix_only, pytest.mark.thorough]
 
 
 def save_model(folder: Path, seed: int) -> dict[str, torch.Tensor]:

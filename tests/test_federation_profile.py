@@ -5,19 +5,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-from certificates import make_certificates
-from federation import NAME, Federation, settings
+import pytest
 from on_this_machine import posix_only
-from repository import ROOT, as_run_config
+from repository import ROOT
+
+from kit.federation import NAME, Federation, as_run_config
+from kit.federation.__main__ import settings
+from kit.federation.certificates import make_certificates
 
 APP = ROOT / "examples" / "flowertune-llm"
 CHANGES = "num-server-rounds=2 train.evaluate-every-round=0 train.training-arguments.max-steps=2"
 
-pytestmark = posix_only
+pytestmark = [posix_only, pytest.mark.thorough]
 
 
 def command(run_id: int, app: Path, federation: str, *words: str) -> list[str]:
-    program = [sys.executable, "-m", "flowertune_llm.profile_report", str(run_id)]
+    program = [sys.executable, "-m", "flowertune_llm.profiler.report", str(run_id)]
     return [*program, "--app", str(app), "--federation", federation, *words]
 
 

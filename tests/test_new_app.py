@@ -8,6 +8,7 @@ import sys
 import pytest
 from new_app import make
 from repository import ROOT, example_names, flatten, flower_settings, load_toml, package_of
+from test_kit import files
 
 NAME, PACKAGE = "my-own-app", "my_own_app"
 # What a README says of this repository, and of figures that were taken in it.
@@ -45,6 +46,7 @@ def test_app_has_its_own_names_and_nothing_of_ours(example, tmp_path):
 
     taken = {example, old["project"]["name"], package_of(original), "flower-examples"}
     unwanted = set.union(*map(spellings, taken))
+    assert files(app / PACKAGE / "kit") == files(ROOT / "kit")
     for path in app.rglob("*"):
         assert not [name for name in unwanted if name in str(path.relative_to(app)).lower()]
         if path.is_file():
@@ -68,7 +70,8 @@ def test_app_has_what_git_knows_of_the_example(example, tmp_path):
     ).stdout.splitlines()
     if not listed:
         pytest.skip("this is no checkout: git does not know the files")
-    kept = {line for line in listed if not line.startswith("_static/")}
+    there = {line for line in listed if (ROOT / "examples" / example / line).is_file()}
+    kept = {line for line in there if not line.startswith("_static/")}
     package = package_of(original)
     made = {
         str(p.relative_to(tmp_path / NAME)) for p in tmp_path.glob(f"{NAME}/**/*") if p.is_file()

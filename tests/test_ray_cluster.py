@@ -10,10 +10,11 @@ import time
 
 import psutil
 import pytest
-from federation import free_addresses
 from on_this_machine import BIN, CIFAR, posix_only
 
-pytestmark = posix_only
+from kit.federation import free_addresses
+
+pytestmark = [posix_only, pytest.mark.thorough]
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ def test_every_example_is_a_job():
     assert sorted(side_by_side.JOBS) == sorted(path.name for path in (ROOT / "examples").iterdir())
 
 
+@pytest.mark.thorough
 def test_plain_loop_learns(tmp_path):
     app = ROOT / "examples" / "pytorch-from-centralized-to-federated"
     config = declared_config(app, offline=True) | {"partitioning": "iid", "num-server-rounds": 2}

@@ -1,7 +1,8 @@
 """Copy an example out as an app of your own: your names throughout, nothing of this repository.
 
 The last part of the path is the app's name; that of its package has underscores for hyphens. The
-copy is made beside its place and moved there when it is whole. Needs Python and no packages.
+kit in it stays word for word as it is. The copy is made beside its place and moved there when it is
+whole. Needs Python and no packages.
 """
 
 import argparse
@@ -28,7 +29,6 @@ FIRST_SECTION = "\n## Run it offline\n"  # before it: what we teach and measured
 REWORDED = {
     r" \*Measured on [^*]+\*": "",
     r"(\*\*TLS and authentication\.\*\*) In a clone of .*? In short: s": r"\1 S",
-    r"start the SuperLink with `tools/superlink\.py` of the repository, or ": "",
     r"No GPU figure has been taken yet: .*\n\n": "",
     r", see above\.": ".",
     r"(## What to change first) when you copy it": r"\1",
@@ -138,9 +138,9 @@ def make(example: Path, target: Path, publisher: str) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as folder:
         app = Path(folder, name)
         shutil.copytree(example, app, ignore=left_behind(example))
-        (app / old_package).rename(app / name.replace("-", "_"))
+        package = (app / old_package).rename(app / name.replace("-", "_"))
         for path in app.rglob("*"):
-            if path.is_file():
+            if path.is_file() and package / "kit" not in path.parents:
                 path.write_text(rename(path.read_text()))
         readme = app / "README.md"
         readme.write_text(own_readme(readme.read_text(), name, rename(description)))

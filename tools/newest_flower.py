@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -20,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from federation import ENDINGS, LEFT_OUT, free_addresses, uninterrupted
 from repository import ROOT, example_folder, example_names, flatten, flower_settings, load_toml
+
+sys.path.append(str(ROOT))
+from kit.federation import LEFT_OUT, exit_on_signals, free_addresses, uninterrupted
 
 BIN = Path(sys.executable).parent
 PIN = "flwr[simulation]=="
@@ -267,8 +268,7 @@ def main() -> int:
     examples = parser.parse_args().examples or example_names()
     for name in examples:
         example_folder(name)  # says which there are, if this is none
-    for number in ENDINGS[1:]:
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    exit_on_signals()
     folder, failed = ROOT / ".newest-flower" / str(os.getpid()), False
     try:
         newest = NewestFlower(folder, examples)

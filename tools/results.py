@@ -24,7 +24,8 @@ def settings(example: str) -> str:
     """Return a table of the run-config keys: default, and what changing it means."""
     text = (example_folder(example) / "pyproject.toml").read_text()
     section = text.split("[tool.flwr.app.config]")[1].split("\n[")[0]
-    keys = re.findall(r"^([\w.-]+) = (.+?)\s+# (.+)$", section, re.MULTILINE)
+    # What follows a second # marks the wing that a key belongs to.
+    keys = re.findall(r"^([\w.-]+) = (.+?)\s+# (.+?)(?: # \w+)?$", section, re.MULTILINE)
     rows = [[f"`{key}`", f"`{value}`", why.replace("|", "\\|")] for key, value, why in keys]
     return table(["key", "default", "what it is, and the trade-off"], rows)
 
