@@ -33,8 +33,8 @@ def plain_loop(dataset: str, rounds: int, threads: int) -> None:
     import numpy as np
     import torch
     from pytorch_example import task
-    from pytorch_example.client_app import derive_seed
     from pytorch_example.config import Config
+    from pytorch_example.kit.seeds import derive_seed
 
     torch.set_num_threads(threads)
     config = Config.from_run_config(declared_config(APP))

@@ -19,7 +19,7 @@ def main() -> None:
     config = declared_config(ROOT / "examples" / "advanced-pytorch")
     split = {key: config[key] for key in KEYS}
     with measurement("advanced-pytorch-partitions", (config["seed"],)) as result:
-        partitioner = task.load_partitioner(arguments.dataset, NODES, *split.values())
+        partitioner = task.split(arguments.dataset, NODES, *split.values()).partitioner
         counts = compute_counts(partitioner, "label", verbose_names=True)
         result |= {"config": split, "classes": list(counts.columns)}
         result["images"] = counts.to_numpy().tolist()  # by client, then by class

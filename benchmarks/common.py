@@ -17,6 +17,8 @@ import psutil
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 from repository import ROOT, as_run_config, flatten, flower_settings, load_toml
 
+sys.path.append(str(ROOT))  # for `import kit`
+
 # `import vit_finetune` is to find the package, not the script of that name in this folder; in
 # processes that are spawned, too, where this runs once more.
 HERE = str(Path(__file__).resolve().parent)

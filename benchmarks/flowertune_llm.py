@@ -23,8 +23,7 @@ from common import ROOT, SEED, declared_config, measurement, simulate
 from flowertune_llm import models, task
 from flowertune_llm.config import Config
 from flowertune_llm.dataset import load_partition
-from flowertune_llm.serving import Order
-from flowertune_llm.training import seed_of
+from flowertune_llm.kit.seeds import derive_seed
 
 APP = ROOT / "examples" / "flowertune-llm"
 STEPS, ROUNDS, REPEATS, BATCH = 12, 3, 3, 4
@@ -61,8 +60,8 @@ def bare(rounds: int) -> dict[str, list[float]]:
     models.set_adapter(model, models.initial_adapter(config))
     seconds, tokens = [], []
     for server_round in range(1, rounds + 1):
-        order = Order(0, 1, server_round, learning_rate=1e-3)
-        trainer = task.trainer(model, data, config, order.learning_rate, seed_of(config, order))
+        seed = derive_seed(config.seed, server_round, 0)
+        trainer = task.trainer(model, data, config, config.learning_rate(server_round), seed)
         loader = trainer.get_train_dataloader()
         batches = [batch for _, batch in zip(range(STEPS), loader, strict=False)]
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)

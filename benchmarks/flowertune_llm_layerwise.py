@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from common import ROOT, SEED, measurement, simulate
-from federation import Federation
 from repository import as_run_config
 from watch import MemoryByKind
+
+from kit.federation import Federation
 
 APP = ROOT / "examples" / "flowertune-llm"
 LLAMA_70B = "synthetic-llama-3.1-70b"

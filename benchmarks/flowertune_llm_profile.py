@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from common import ROOT, SEED, declared_config, measurement, simulate
-from flowertune_llm import models, profiling, transport
+from flowertune_llm import models, profiler, transport
 from flowertune_llm.config import Config
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.common.logger import console_handler
@@ -69,9 +69,9 @@ def seconds(enabled: bool) -> dict[str, float]:
 
     with (
         tempfile.TemporaryDirectory() as folder,
-        profiling.profiled(enabled, Path(folder), -1) as end_round,
+        profiler.profiled(enabled, Path(folder), -1) as end_round,
     ):
-        grid = profiling.watched(Nowhere(lambda m: profiling.mod(m, context, client)))
+        grid = profiler.watched(Nowhere(lambda m: profiler.mod(m, context, client)))
         pushed = messages(MESSAGES)
         began = time.perf_counter()
         grid.pull_messages(grid.push_messages(pushed))
@@ -81,7 +81,7 @@ def seconds(enabled: bool) -> dict[str, float]:
         for server_round in range(1, ROUNDS + 1):
             grid.pull_messages(grid.push_messages(messages(CLIENTS)))
             for name in TASKS:
-                with profiling.task(name):
+                with profiler.task(name):
                     pass
             end_round(server_round)
         return {"message": message, "round": (time.perf_counter() - began) / ROUNDS}

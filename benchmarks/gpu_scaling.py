@@ -81,10 +81,10 @@ def simulation(dataset: str, executors: list[str], sizes: list[int]) -> dict[str
 
 def write_part(dataset: str, images: int, folder: Path) -> None:
     """Write so many training images of a dataset, and TEST_IMAGES others, as a dataset."""
-    from gpu_scaling.decoding import load_images
+    from gpu_scaling.kit.images import load_images
 
     for split, count in (("train", images), ("test", TEST_IMAGES)):
-        data = load_images(dataset, split).shuffle(seed=SEED).select(range(count))
+        data = load_images(dataset, split, 32, 3).shuffle(seed=SEED).select(range(count))
         data.to_parquet(folder / f"{split}.parquet")
 
 

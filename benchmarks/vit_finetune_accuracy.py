@@ -25,9 +25,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 from vit_finetune import dataset, task
-from vit_finetune.client_app import derive_seed
 from vit_finetune.config import Config
 from vit_finetune.features import CachedFeatures
+from vit_finetune.kit.seeds import derive_seed
 
 APP = ROOT / "examples" / "vit-finetune"
 SEEDS = (42, 43, 44)

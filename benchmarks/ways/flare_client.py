@@ -7,7 +7,7 @@ from pathlib import Path
 import nvflare.client as flare
 import torch
 from centralized_to_federated import task
-from centralized_to_federated.partition import load_partition
+from centralized_to_federated.task import load_partition
 
 
 def main() -> None:

@@ -96,7 +96,7 @@ class Cifar:
     def __init__(self, run_config: dict[str, Any], clients: int) -> None:
         from centralized_to_federated import task
         from centralized_to_federated.config import Config
-        from centralized_to_federated.partition import load_partition
+        from centralized_to_federated.task import load_partition
 
         self.task, self.clients = task, clients
         self.config = c = Config.from_run_config(run_config)
