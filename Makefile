@@ -12,7 +12,7 @@ EXAMPLES := $(notdir $(wildcard examples/*))
 INSTALLED := $(VENV)/.installed
 ANY_PYTHON = $(firstword $(wildcard $(BIN)/python) $(PYTHON))
 PACKAGES := $(patsubst %/,%,$(dir $(wildcard examples/*/*/server_app.py)))
-PYTEST = OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup \
+PYTEST = OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 3 --dist loadfile \
 	--no-loadscope-reorder
 
 help: ## list the targets

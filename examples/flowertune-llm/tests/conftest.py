@@ -1,6 +1,5 @@
 """What several tests need."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,4 @@ def small_model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """A folder of real datasets, named by FLOWER_EXAMPLES_DATA."""
-    name = os.environ.get("FLOWER_EXAMPLES_DATA", "")
-    if not (name and Path(name, "alpaca-gpt4").is_dir()):
-        pytest.skip("FLOWER_EXAMPLES_DATA names no folder with alpaca-gpt4/")
-    return Path(name)
+    return testing.named_folder("FLOWER_EXAMPLES_DATA", "alpaca-gpt4")

@@ -12,7 +12,6 @@ import safetensors.numpy
 from flowertune_llm import server_app
 from flowertune_llm.kit.testing import (
     APP,
-    BIN,
     Faulty,
     in_process,
     kill,
@@ -21,6 +20,7 @@ from flowertune_llm.kit.testing import (
     posix_only,
     results,
     run,
+    run_as_the_readme_says,
     simulation,
     start,
     stop_at,
@@ -40,23 +40,15 @@ def loss(entry: dict) -> float:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, str]:
-    """The offline run as the README has it, uninterrupted: where it stood, and its log."""
+def finished(tmp_path_factory) -> Path:
+    """The folder where the offline run was made as the README has it, uninterrupted."""
     folder = tmp_path_factory.mktemp("finished")
-    done = run([BIN / "flwr", "run", APP, "--run-config", APP / "offline.toml"], folder)
-    assert list(folder.glob("outputs/*/*/curves.png")), done.stdout
-    return folder, done.stdout
+    run_as_the_readme_says(folder, "peft_2", "peft_4")
+    return folder
 
 
 def test_offline_run_learns_as_the_readme_says(finished):
-    folder, log = finished
-    path = only_run(folder)
-    files = {"config.json", "results.json", "curves.png", "checkpoint.safetensors"}
-    assert {file.name for file in path.iterdir()} == files | {"peft_2", "peft_4"}
-    logged = re.findall(r"INFO.*?:\s+(\S.*)", log)
-    assert logged[0] == f"Outputs: {path}" == logged[-1]
-    history = results(folder)
-    assert [entry["round"] for entry in history] == list(range(5))
+    history = results(finished)
     assert loss(history[0]) == pytest.approx(LOSS_BEFORE, abs=TOLERANCE)
     assert loss(history[4]) == pytest.approx(LOSS_AFTER, abs=TOLERANCE)
     assert loss(history[4]) < 0.9 * loss(history[0])
@@ -68,10 +60,10 @@ def test_offline_run_learns_as_the_readme_says(finished):
 
 
 def test_trained_adapter_answers(finished):
-    adapter = only_run(finished[0]) / "peft_4"
+    adapter = only_run(finished) / "peft_4"
     question = "In Python, what does os.path.join(path) do?"
     command = [sys.executable, APP / "test.py", "--peft-path", adapter, "--question", question]
-    done = run([*command, "--max-new-tokens", 30], finished[0])
+    done = run([*command, "--max-new-tokens", 30], finished)
     assert done.returncode == 0, done.stdout
     assert re.search(r"(path|join|director)", done.stdout.splitlines()[-1])
 
@@ -87,10 +79,10 @@ def test_adapter_for_another_model_is_refused(finished, small_model, monkeypatch
             ask.main()
         return capsys.readouterr().err
 
-    adapter = only_run(finished[0]) / "peft_4"
+    adapter = only_run(finished) / "peft_4"
     told = refused("--peft-path", adapter, "--base-model", small_model)
     assert f"does not fit {small_model}" in told
-    told = refused("--peft-path", finished[0])
+    told = refused("--peft-path", finished)
     assert "adapter_config.json is missing; give a folder peft_<round>" in told
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_finetune.dataset import Images, UnreadableImage
-from vit_finetune.kit.run import write_whole
+from vit_finetune.kit.files import write_whole
 from vit_finetune.models import Backbone, device
 
 FORMAT = "vit_finetune features 1"

@@ -19,7 +19,7 @@ import psutil
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common import log
 
-from flowertune_llm.kit.run import write_whole
+from flowertune_llm.kit.files import write_whole
 
 FILE = "profile.json"
 MARK = "PROFILE "  # what a machine-readable line of the log begins with

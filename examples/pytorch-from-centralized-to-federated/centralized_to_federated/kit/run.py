@@ -3,7 +3,6 @@
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from logging import ERROR, INFO
@@ -17,6 +16,7 @@ import safetensors.numpy
 from flwr.common import log
 
 from .curves import draw_curves
+from .files import write_json, write_whole
 from .replies import Arrays
 from .settings import Settings
 from .strategies import pack, unpack
@@ -171,21 +171,3 @@ def digest(state: str, tensors: Arrays) -> str:
     for name in sorted(tensors):
         sha.update(name.encode() + np.ascontiguousarray(tensors[name]).tobytes())
     return sha.hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write under a temporary name, then rename: a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
