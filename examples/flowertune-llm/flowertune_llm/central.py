@@ -54,14 +54,17 @@ class Adapters:
         return test(config, load)
 
     def save(self) -> None:
-        """Keep the adapter in PEFT's format, after the rounds for it."""
-        run = self.run
-        if not self.config.saves(run.round):
-            return
+        """Keep the adapter, after the rounds for it."""
+        if self.config.saves(self.run.round):
+            self.keep()
+
+    @profiler.task("adapter")  # profiler
+    def keep(self) -> None:
+        """Write the adapter in PEFT's format."""
         from flowertune_llm import models
 
-        folder = run.folder / f"peft_{run.round}"
-        models.save_adapter(run.arrays, self.config, folder)
+        folder = self.run.folder / f"peft_{self.run.round}"
+        models.save_adapter(self.run.arrays, self.config, folder)
         log(INFO, "Adapter: %s", folder)
 
 

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.numpy
 import torch
@@ -25,12 +25,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from flowertune_llm import (
-    profiler,  # profiler
-    smollm2,
-)
+from flowertune_llm import smollm2
 from flowertune_llm.config import Config
-from flowertune_llm.kit.replies import Arrays
+
+if TYPE_CHECKING:
+    from flowertune_llm.kit.replies import Arrays
 
 # One template a run, for training and for questions alike: it is saved with the adapter.
 TEMPLATES = {
@@ -218,7 +217,7 @@ def empty_model(config: Config) -> PeftModel:
         return add_adapter(AutoModelForCausalLM.from_config(described), config)
 
 
-def initial_adapter(config: Config) -> Arrays:
+def initial_adapter(config: Config) -> "Arrays":
     """Return a new adapter as LoRA begins (Hu et al. 2021): A at random by the seed, B zero.
 
     Source: https://arxiv.org/abs/2106.09685
@@ -235,19 +234,18 @@ def initial_adapter(config: Config) -> Arrays:
     return arrays
 
 
-def set_adapter(model: PeftModel, arrays: Arrays) -> None:
+def set_adapter(model: PeftModel, arrays: "Arrays") -> None:
     set_peft_model_state_dict(model, {name: torch.from_numpy(v) for name, v in arrays.items()})
 
 
-def get_adapter(model: PeftModel) -> Arrays:
+def get_adapter(model: PeftModel) -> "Arrays":
     return {
         name: value.detach().to("cpu", torch.float32, copy=True).numpy()
         for name, value in get_peft_model_state_dict(model).items()
     }
 
 
-@profiler.task("adapter")  # profiler
-def save_adapter(arrays: Arrays, config: Config, folder: Path) -> None:
+def save_adapter(arrays: "Arrays", config: Config, folder: Path) -> None:
     """Write the adapter in PEFT's own format, and the tokenizer with the prompt template.
 
     The folder is there whole or not at all; `AutoPeftModelForCausalLM` and test.py load it.

@@ -32,14 +32,16 @@ class Draw:
         seed: of the run.
     """
 
-    train: float
-    evaluate: float
+    train: float | int
+    evaluate: float | int
     at_least: int
     seed: int
 
     def __call__(self, partitions: list[int], server_round: int, kind: str) -> list[int]:
         """Return the partitions of a phase, sorted; `kind` is one of Flower's message types."""
         size = self.train if kind == MessageType.TRAIN else self.evaluate
+        if not size:
+            return []
         count = int(len(partitions) * size) if isinstance(size, float) else size
         order = self.generator(server_round, kind).permutation(partitions)
         return sorted(order[: max(count, self.at_least)].tolist())
