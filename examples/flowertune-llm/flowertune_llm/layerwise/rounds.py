@@ -84,17 +84,17 @@ class Layers:
 
     def train(self, server_round: int, nodes: Nodes) -> tuple[ArrayRecord, MetricRecord, Figures]:
         """Train a round in the strategy's place: `Loop(train=...)`."""
-        config = ConfigRecord({"run": self.token, "server-round": server_round})
+        round_config = ConfigRecord({"run": self.token, "server-round": server_round})
         self.traffic["down_bytes"] = 0
         if self.config.whole_model and server_round > 1:
-            nodes = self.distribute(nodes, config, self.model_folder(server_round - 1))
-        clients, tensors = self.make_ready(nodes, config)
+            nodes = self.distribute(nodes, round_config, self.model_folder(server_round - 1))
+        clients, tensors = self.make_ready(nodes, round_config)
         self.traffic["up_bytes"] = sum(tensor.nbytes for tensor in tensors)
         measured = getattr(self.clients.grid, "task", nullcontext)  # if the Grid measures tasks
         while True:
             try:
                 with measured("aggregate"):
-                    self.gather(clients, tensors, config)
+                    self.gather(clients, tensors, round_config)
                 break
             except ClientFailed as failed:
                 if self.config.on_failure == "stop":
@@ -113,7 +113,7 @@ class Layers:
 
     # Getting ready
 
-    def distribute(self, nodes: Nodes, config: ConfigRecord, folder: Path) -> Nodes:
+    def distribute(self, nodes: Nodes, round_config: ConfigRecord, folder: Path) -> Nodes:
         """Send the files of the global model to all, and return the nodes that have them."""
         files = sorted(path for path in folder.iterdir() if path.is_file())
         self.traffic["down_bytes"] = sum(path.stat().st_size for path in files)
@@ -132,7 +132,7 @@ class Layers:
 
         have = dict(nodes)
         for content in pieces():
-            content["config"] = config
+            content["config"] = round_config
             requests = ((p, Message(content, node, "query.receive")) for p, node in have.items())
             for partition, reply in self.exchange(list(requests)):
                 if problem := lacking(reply):
@@ -142,14 +142,14 @@ class Layers:
         return have
 
     def make_ready(
-        self, nodes: Nodes, config: ConfigRecord
+        self, nodes: Nodes, round_config: ConfigRecord
     ) -> tuple[dict[int, Client], list[Tensor]]:
         """Have clients train, where they do, and return those that can be averaged.
 
         Raises:
             TooFewReplies: fewer than `min-replies` can.
         """
-        content = RecordDict({"config": config})
+        content = RecordDict({"config": round_config})
         if self.run.arrays:
             content["arrays"] = to_record(self.run.arrays)
         messages = [Message(content, node, "train.make_ready") for node in nodes.values()]
@@ -195,7 +195,7 @@ class Layers:
     # Aggregating
 
     def gather(
-        self, clients: dict[int, Client], tensors: list[Tensor], config: ConfigRecord
+        self, clients: dict[int, Client], tensors: list[Tensor], round_config: ConfigRecord
     ) -> None:
         """Write the mean of the clients' models.
 
@@ -211,16 +211,16 @@ class Layers:
         served = {p: client.ready["manifest"]["fingerprint"] for p, client in clients.items()}
         identity = {"shares": sorted(shares.items()), "served": sorted(served.items())}
         identity["plan"] = [self.config.slice_bytes, self.config.shard_megabytes, sorted(tensors)]
-        target = self.model_folder(int(config["server-round"]))
+        target = self.model_folder(int(round_config["server-round"]))
         sink = make_sink(self.config, target, shards, identity, shares)
         try:
             if self.config.aggregation_mode == "layerwise":
-                self.by_slices(clients, shards, shares, sink, config)
+                self.by_slices(clients, shards, shares, sink, round_config)
             else:
-                self.all_at_once(clients, shards, sink, config)
+                self.all_at_once(clients, shards, sink, round_config)
         finally:
             sink.abandon()
-        sink.finish(self.files_beside(clients, config))
+        sink.finish(self.files_beside(clients, round_config))
 
     def by_slices(
         self,
@@ -228,13 +228,13 @@ class Layers:
         shards: list[Shard],
         shares: dict[int, float],
         sink: Any,
-        config: ConfigRecord,
+        round_config: ConfigRecord,
     ) -> None:
         if sink.whole:
             log(INFO, "%d of %d shards are whole already", sink.whole, len(shards))
         sizes = [len(clients) * shard.nbytes for shard in shards]
         requests = (
-            ((piece, partition), self.request(piece, client.node, config))
+            ((piece, partition), self.request(piece, client.node, round_config))
             for shard in shards[sink.whole :]
             for piece in shard.slices
             for partition, client in clients.items()
@@ -262,10 +262,10 @@ class Layers:
                         sink.end(shard)
             log(INFO, "Aggregated %d models: %s", len(clients), progress)
 
-    def request(self, piece: Slice, node: int, config: ConfigRecord) -> Message:
+    def request(self, piece: Slice, node: int, round_config: ConfigRecord) -> Message:
         columns = zip(*piece.parts, strict=True)
         asked = ConfigRecord(dict(zip(Part._fields, map(list, columns), strict=True)))
-        return Message(RecordDict({"config": config, "slice": asked}), node, "query.slice")
+        return Message(RecordDict({"config": round_config, "slice": asked}), node, "query.slice")
 
     def add(self, total: RunningSum, reply: Message | None, partition: int, share: float) -> None:
         """Add a reply to the sum.
@@ -292,10 +292,10 @@ class Layers:
         clients: dict[int, Client],
         shards: list[Shard],
         sink: Any,
-        config: ConfigRecord,
+        round_config: ConfigRecord,
     ) -> None:
         """Average as Flower's FedAvg does: all models in memory together."""
-        content = RecordDict({"config": config})
+        content = RecordDict({"config": round_config})
         messages = [Message(content, c.node, "query.model") for c in clients.values()]
         self.clients.send(messages)
         found = self.clients.receive(self.config.round_timeout)
@@ -318,11 +318,13 @@ class Layers:
                 sink.write(piece, memoryview(data))
             sink.end(shard)
 
-    def files_beside(self, clients: dict[int, Client], config: ConfigRecord) -> dict[str, bytes]:
+    def files_beside(
+        self, clients: dict[int, Client], round_config: ConfigRecord
+    ) -> dict[str, bytes]:
         """Return the model's config and tokenizer, from the first client that gives them."""
         problem = ""
         for partition, client in clients.items():
-            message = Message(RecordDict({"config": config}), client.node, "query.files")
+            message = Message(RecordDict({"config": round_config}), client.node, "query.files")
             [(_, reply)] = self.exchange([(partition, message)])
             if not (problem := lacking(reply)):
                 files = reply.content["files"]
