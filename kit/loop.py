@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from .clients import Clients, Draw, Drawn, TooFewReplies
-from .replies import problems, to_numpy, to_record
+from .replies import metrics, problems, to_numpy, to_record
 from .run import Run
 from .strategies import Keeper, take_all, weight_key
 
@@ -126,7 +126,7 @@ class Loop:
                     )
                     self.clients.send(messages)
                 central = evaluate_fn(server_round, arrays) if evaluate_fn else None  # meanwhile
-                if tests and self.clients.asked:
+                if tests and self.clients.awaited:
                     replies = self.good_replies(server_round, EVALUATE, None)
                     tested = strategy.aggregate_evaluate(server_round, replies)
             except TooFewReplies:
@@ -158,7 +158,7 @@ class Loop:
         config, clients = self.config, self.clients
         replies = sorted(clients.receive(self.timeout), key=clients.partition_of)
         found = problems(replies, self.weight, sent, config.max_update_ratio)
-        asked = {clients.partitions[node] for node in clients.asked.values()}
+        asked = {clients.partitions[node] for node in clients.awaited}
         silence = f"no reply within {config.key_of('round_timeout')}"
         left_out = dict.fromkeys(asked, silence)
         left_out |= dict(zip(map(clients.partition_of, replies), found, strict=True))
@@ -172,15 +172,15 @@ class Loop:
                 f"used, {config.key_of('min_replies')} = {config.min_replies}; the log names what "
                 "was left out"
             )
-        self.report(kind, {clients.partition_of(r): r.content["metrics"] for r in good})
+        self.report(kind, {clients.partition_of(reply): metrics(reply) for reply in good})
         return good
 
     def report(self, kind: str, figures: Figures) -> None:
         """Keep each client's own figures for results.json."""
         examples = "train_examples" if kind == TRAIN else "eval_examples"
-        for partition, metrics in figures.items():
+        for partition, values in figures.items():
             report = self.reports.setdefault(partition, {"partition": partition})
-            for name, value in metrics.items():
+            for name, value in values.items():
                 report[examples if name == self.weight else name] = value
 
     def end_round(
@@ -192,17 +192,17 @@ class Loop:
     ) -> None:
         """Write the round's entry into the run, and save it."""
         run = self.run
-        metrics = {
+        measured = {
             "train_metrics": dict(trained or {}),
             "evaluate_metrics_clientapp": dict(tested or {}),
             "evaluate_metrics_serverapp": dict(central or {}),
         }
-        for part, values in metrics.items():
+        for part, values in measured.items():
             if values:
                 log(INFO, "%s: %s", part, ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
         clients = [self.reports[partition] for partition in sorted(self.reports)]
         self.reports = {}
-        entry = {"round": server_round} | metrics | self.remarks(server_round, clients)
+        entry = {"round": server_round} | measured | self.remarks(server_round, clients)
         run.history.append(entry)
         run.round, run.kept = server_round, self.keeper.state()
         if central and "accuracy" in central and central["accuracy"] >= run.best_accuracy:

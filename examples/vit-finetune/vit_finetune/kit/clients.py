@@ -70,6 +70,7 @@ class Clients:
         self.grid, self.config, self.at_once = grid, config, at_once
         self.needed = dict(needed or {}) | {config.key_of("min_replies"): config.min_replies}
         self.partitions: dict[int, int] = {}  # by node id, which Flower draws anew in each run
+        self.awaited: list[int] = []  # node ids of the last messages, of those to be sent yet, too
         self.asked: dict[str, int] = {}  # node ids by message id, of the last messages
         self.waiting: list[list[Message]] = []  # waves that wait for others to be answered
 
@@ -117,6 +118,7 @@ class Clients:
     def send(self, messages: Iterable[Message]) -> None:
         """Send messages, `at_once` at most; the others follow while `receive` waits."""
         messages, self.asked = list(messages), {}
+        self.awaited = [message.metadata.dst_node_id for message in messages]
         size = self.at_once or max(1, len(messages))
         waves = [messages[first : first + size] for first in range(0, len(messages), size)]
         self.sent = self.push(waves[0]) if waves else []
