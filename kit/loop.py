@@ -2,6 +2,7 @@
 """The loop: rounds of any Flower strategy, with a seeded draw, checked replies, and a resume."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from logging import INFO, WARNING
 from typing import Any, cast
@@ -11,10 +12,12 @@ from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from .buffers import floats, moved, put_back, to_send, whole
 from .clients import Clients, Draw, Drawn, TooFewReplies
-from .replies import metrics, problems, to_numpy, to_record
+from .guard import Guard
+from .replies import metrics, problems, to_numpy, to_record, with_dimensions
 from .run import Run
-from .strategies import Keeper, take_all, weight_key
+from .strategies import Keeper, only_trained, take_all, weight_key
 
 TRAIN, EVALUATE = MessageType.TRAIN, MessageType.EVALUATE
 PHASES = {TRAIN: "training", EVALUATE: "evaluation"}
@@ -33,13 +36,15 @@ class Loop:
     """The rounds of a run, in place of `Strategy.start`.
 
     The strategy is shown only the nodes drawn for a phase, and takes all of them. It gets only
-    replies that can be aggregated, sorted by partition so that sums repeat. After each round the
-    model, and what the strategy keeps, are saved.
+    replies that can be aggregated, sorted by partition so that sums repeat, and of their arrays
+    only what is trained: buffers are averaged, counters kept. After each round the model, and what
+    the strategy keeps, are saved.
 
     Args:
         strategy: any of Flower's, wrappers included.
         run: where the run stands, and where it is saved.
         draw: who takes part in a phase; by default all clients.
+        buffers: names of arrays that are not trained, as `models.buffers` finds them.
         clients: those of the grid; by default the loop makes them.
         prepare: called before a phase with the nodes by partition and the round; returns the
             partitions that are ready to take part.
@@ -55,13 +60,15 @@ class Loop:
         run: Run,
         draw: Draw | None = None,
         *,
+        buffers: Collection[str] = (),
         clients: Clients | None = None,
         prepare: Callable[[Nodes, int], Collection[int]] | None = None,
         train: Callable[[int, Nodes], tuple[ArrayRecord, MetricRecord, Figures]] | None = None,
         remarks: Callable[[int, list[Entry]], Entry] = each_client,
         on_round_end: Callable[[Entry], None] | None = None,
     ) -> None:
-        self.strategy, self.run, self.config = strategy, run, run.config
+        self.strategy = only_trained(strategy, buffers)
+        self.run, self.config, self.buffers = run, run.config, buffers
         self.draw = draw or Draw(1.0, 1.0, run.config.min_replies, run.config.seed)
         self.clients, self.prepare, self.train = clients, prepare, train
         self.remarks, self.on_round_end = remarks, on_round_end
@@ -70,6 +77,8 @@ class Loop:
         take_all(strategy)
         self.keeper = Keeper(strategy)
         self.keeper.restore(run.kept)
+        self.guard = Guard(run.config.max_update_ratio, buffers)
+        self.guard.longest |= run.kept.get("guard", {})
 
     def start(
         self,
@@ -93,7 +102,7 @@ class Loop:
         evaluate_config = evaluate_config or ConfigRecord()
 
         if run.round < 0:
-            run.arrays = to_numpy(initial_arrays)
+            run.arrays = whole(to_numpy(initial_arrays), self.buffers)
             central = evaluate_fn(0, to_record(run.arrays)) if evaluate_fn else None
             self.end_round(0, None, None, central)
 
@@ -101,30 +110,24 @@ class Loop:
             log(INFO, "")
             log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
             began = time.perf_counter()
-            arrays = to_record(run.arrays)
 
             if self.train:
                 nodes = self.drawn(server_round, TRAIN)
                 new, trained, figures = self.train(server_round, nodes)
+                run.arrays = to_numpy(new)
                 self.report(TRAIN, figures)
             else:
-                grid_of_drawn = self.view(server_round, TRAIN)
-                self.clients.send(
-                    strategy.configure_train(server_round, arrays, train_config, grid_of_drawn)
-                )
-                replies = self.good_replies(server_round, TRAIN, arrays)
-                new, trained = strategy.aggregate_train(server_round, replies)
-            arrays = arrays if new is None else new
-            run.arrays = to_numpy(arrays)
+                trained = self.trained(server_round, train_config)
 
             tested = central = None
             try:
                 if tests := bool(self.draw.evaluate):
-                    grid_of_drawn = self.view(server_round, EVALUATE)
+                    sent, view = to_send(run.arrays), self.view(server_round, EVALUATE)
                     messages = strategy.configure_evaluate(
-                        server_round, arrays, evaluate_config, grid_of_drawn
+                        server_round, floats(sent), evaluate_config, view
                     )
-                    self.clients.send(messages)
+                    self.clients.send(put_back(messages, sent))
+                arrays = to_record(run.arrays)
                 central = evaluate_fn(server_round, arrays) if evaluate_fn else None  # meanwhile
                 if tests and self.clients.awaited:
                     replies = self.good_replies(server_round, EVALUATE, None)
@@ -135,6 +138,21 @@ class Loop:
             self.end_round(server_round, trained, tested, central)
             log(INFO, "Round took %.2f s", time.perf_counter() - began)
 
+    def trained(self, server_round: int, config: ConfigRecord) -> MetricRecord | None:
+        """Train a round, move the model, and return the metrics."""
+        run, sent = self.run, to_send(self.run.arrays)
+        view = self.view(server_round, TRAIN)
+        messages = self.strategy.configure_train(server_round, floats(sent), config, view)
+        self.clients.send(put_back(messages, sent))
+        replies = self.good_replies(server_round, TRAIN, sent)
+        whole_arrays = [reply.content["arrays"] for reply in replies]
+        for reply in replies:
+            reply.content["arrays"] = floats(reply.content["arrays"])
+        new, metrics_of_round = self.strategy.aggregate_train(server_round, replies)
+        if new is not None:
+            run.arrays = moved(run.arrays, new, whole_arrays)
+        return metrics_of_round
+
     def view(self, server_round: int, kind: str) -> Grid:
         """Return a grid of nothing but the nodes of a phase's clients."""
         return cast(Grid, Drawn(self.grid, self.drawn(server_round, kind).values()))
@@ -142,6 +160,7 @@ class Loop:
     def drawn(self, server_round: int, kind: str) -> Nodes:
         """Return the nodes of a phase's clients by partition, without those not ready."""
         nodes = self.clients.connected()
+        self.run.check_partitions(self.clients.num_partitions)
         sample = self.draw(sorted(nodes), server_round, kind)
         log(INFO, "%s: sampled %d of %d clients", kind, len(sample), len(nodes))
         ready = self.prepare(nodes, server_round) if self.prepare else sample
@@ -157,7 +176,9 @@ class Loop:
         """
         config, clients = self.config, self.clients
         replies = sorted(clients.receive(self.timeout), key=clients.partition_of)
-        found = problems(replies, self.weight, sent, config.max_update_ratio)
+        for reply in replies:
+            with_dimensions(reply)
+        found = problems(replies, self.weight, sent, self.guard)
         asked = {clients.partitions[node] for node in clients.awaited}
         silence = f"no reply within {config.key_of('round_timeout')}"
         left_out = dict.fromkeys(asked, silence)
@@ -167,10 +188,11 @@ class Loop:
                 log(WARNING, "Partition %d left out of %s: %s", partition, PHASES[kind], problem)
         good = [reply for reply, problem in zip(replies, found, strict=True) if not problem]
         if len(good) < config.min_replies:
+            [(usual, _)] = Counter(filter(None, left_out.values())).most_common(1) or [("none", 0)]
             raise TooFewReplies(
                 f"round {server_round}: {len(good)} of {len(asked)} {PHASES[kind]} replies can be "
                 f"used, {config.key_of('min_replies')} = {config.min_replies}; the log names what "
-                "was left out"
+                f"was left out, most often: {usual}"
             )
         self.report(kind, {clients.partition_of(reply): metrics(reply) for reply in good})
         return good
@@ -204,7 +226,8 @@ class Loop:
         self.reports = {}
         entry = {"round": server_round} | measured | self.remarks(server_round, clients)
         run.history.append(entry)
-        run.round, run.kept = server_round, self.keeper.state()
+        run.round = server_round
+        run.kept = self.keeper.state() | {"guard": dict(self.guard.longest)}
         if central and "accuracy" in central and central["accuracy"] >= run.best_accuracy:
             run.best_round, run.best_accuracy = server_round, central["accuracy"]
         run.save()

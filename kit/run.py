@@ -21,7 +21,7 @@ from .replies import Arrays
 from .settings import Settings
 from .strategies import pack, unpack
 
-FORMAT = "federated run, checkpoint 2"
+FORMAT = "federated run, checkpoint 3"
 CONFIG, RESULTS, CURVES = "config.json", "results.json", "curves.png"
 CHECKPOINT, MODEL = "checkpoint.safetensors", "model.safetensors"
 
@@ -47,6 +47,7 @@ class Run:
         self.config, self.run_config, self.to_model = config, dict(run_config), to_model
         self.round = self.best_round = self.saved_round = -1
         self.best_accuracy = -1.0
+        self.num_partitions = 0  # of the data, as clients hold it; 0 before any was asked
         self.history: list[dict[str, Any]] = []
         self.arrays: Arrays = {}  # the global model
         self.kept: dict[str, Any] = {}  # what the strategy keeps between rounds
@@ -91,10 +92,25 @@ class Run:
         state = json.loads(metadata["state"])
         self.round, self.history = state["round"], state["history"]
         self.best_round, self.best_accuracy = state["best_round"], state["best_accuracy"]
+        self.num_partitions = state["num_partitions"]
         # In their own order: the file has another one.
         self.arrays = {name: tensors[f"arrays/{name}"] for name in state["arrays"]}
         self.kept = unpack(state["kept"], tensors)
         return state["config"]
+
+    def check_partitions(self, count: int) -> None:
+        """Compare the clients' number of partitions with that of the run so far.
+
+        Raises:
+            ValueError: it is another; held-out examples of one client would be another's to train.
+        """
+        if self.num_partitions not in (0, count):
+            raise ValueError(
+                f"resume-from: the data was in {self.num_partitions} partitions in {self.folder} "
+                f"and is in {count} now; start {self.num_partitions} SuperNodes, or a new run "
+                "without resume-from"
+            )
+        self.num_partitions = count
 
     def save(self) -> None:
         """Write the round that has ended; what counts is the checkpoint."""
@@ -103,7 +119,7 @@ class Run:
             model = safetensors.numpy.save(self.to_model(self.arrays), about)
             write_whole(self.folder / MODEL, model)
         tensors = {f"arrays/{name}": value for name, value in self.arrays.items()}
-        names = ("round", "best_round", "best_accuracy", "history")
+        names = ("round", "best_round", "best_accuracy", "num_partitions", "history")
         state = {"config": self.run_config} | {name: getattr(self, name) for name in names}
         state |= {"arrays": list(self.arrays), "kept": pack(self.kept, tensors)}
         text = json.dumps(state)

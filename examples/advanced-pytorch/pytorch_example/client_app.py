@@ -1,14 +1,16 @@
 """The client: trains and tests on its own partition, and keeps a personal head in its state."""
 
 import math
+from copy import deepcopy
 
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
 from pytorch_example import task
 from pytorch_example.config import Config
 from pytorch_example.heads import PERSONAL_HEAD, carry_head
+from pytorch_example.kit import models
 from pytorch_example.kit.flower import identify, partition_id
 from pytorch_example.kit.seeds import derive_seed
 from pytorch_example.privacy import clip_update
@@ -44,10 +46,10 @@ def train(message: Message, context: Context) -> Message:
     if not math.isfinite(loss):  # before the state is touched, so that the last good head stays
         raise RuntimeError(f"training loss is {loss}; try a smaller learning-rate or momentum")
     if head is not None:
-        context.state[PERSONAL_HEAD] = ArrayRecord(head.state_dict())
+        context.state[PERSONAL_HEAD] = models.to_record(head)
     content = RecordDict(
         {
-            "arrays": ArrayRecord(model.state_dict()),
+            "arrays": models.to_record(model),
             "metrics": MetricRecord({"train_loss": loss, "num-examples": len(examples.labels)}),
         }
     )
@@ -84,13 +86,13 @@ def load_data(config: Config, context: Context) -> tuple[task.Examples, task.Exa
 
 def load_model(config: Config, message: Message) -> task.Net:
     model = task.Net(task.num_classes(config.dataset))
-    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    models.load(model, message.content["arrays"])
     return model.to(task.device())
 
 
-def load_personal_head(context: Context, model: task.Net) -> nn.Linear:
-    """Return the head from this client's state, at first a copy of the global one."""
-    head = nn.Linear(model.head.in_features, model.head.out_features)
-    saved = context.state.get(PERSONAL_HEAD)
-    head.load_state_dict(saved.to_torch_state_dict() if saved else model.head.state_dict())
-    return head.to(task.device())
+def load_personal_head(context: Context, model: task.Net) -> nn.Module:
+    """Return a copy of the model's head, with this client's own weights if it has any yet."""
+    head = deepcopy(model.head)
+    if PERSONAL_HEAD in context.state:
+        models.load(head, context.state[PERSONAL_HEAD])
+    return head

@@ -32,6 +32,7 @@ class Config(Settings):
     server_momentum: float = fraction(zero=True, one=False)
     dp_noise_multiplier: float = at_least(0, "dp.noise-multiplier")
     dp_clipping_norm: float = positive("dp.clipping-norm")
+    dp_delta: float = fraction("dp.delta", one=False, may_change=True)
     dp_repeatable_noise: bool = true_or_false("dp.repeatable-noise")
     checkpoint_personal_heads: bool = true_or_false()
     wandb_mode: str = one_of(

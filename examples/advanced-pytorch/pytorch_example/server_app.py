@@ -11,11 +11,12 @@ from flwr.serverapp.strategy import Strategy
 from pytorch_example import task
 from pytorch_example.config import Config
 from pytorch_example.heads import WithPersonalHeads
+from pytorch_example.kit import models
 from pytorch_example.kit.clients import Clients, Draw
 from pytorch_example.kit.flower import shown
 from pytorch_example.kit.loop import Loop
 from pytorch_example.kit.run import Run
-from pytorch_example.privacy import WithPrivacy
+from pytorch_example.privacy import WithPrivacy, spent
 from pytorch_example.strategy import CustomFedAvg
 from pytorch_example.tracking import tracker
 
@@ -35,11 +36,12 @@ def main(grid: Grid, context: Context) -> None:
     model = task.Net(task.num_classes(config.dataset))
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        model.load_state_dict(arrays.to_torch_state_dict())
+        models.load(model, arrays)
         model.to(task.device())
         [(loss, accuracy)] = task.evaluate(model, test_data, model.head)
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 
+    buffers = models.buffers(model)
     strategy: Strategy = CustomFedAvg(
         config.learning_rate,
         config.learning_rate_decay,
@@ -48,7 +50,8 @@ def main(grid: Grid, context: Context) -> None:
     )
     if config.private:
         seed = config.seed if config.dp_repeatable_noise else None
-        strategy = WithPrivacy(strategy, config.dp_noise_multiplier, config.dp_clipping_norm, seed)
+        noise, norm = config.dp_noise_multiplier, config.dp_clipping_norm
+        strategy = WithPrivacy(strategy, noise, norm, seed, buffers)
     clients = Clients(grid, config)
     strategy = WithPersonalHeads(strategy, clients.partitions.__getitem__)
     draw = Draw(config.fraction_train, config.fraction_evaluate, config.min_replies, config.seed)
@@ -58,12 +61,13 @@ def main(grid: Grid, context: Context) -> None:
             strategy,
             run,
             draw,
+            buffers=buffers,
             clients=clients,
-            remarks=lambda server_round, each: {},  # no client's figures in results.json
+            remarks=lambda server_round, each: spent(config, server_round),
             on_round_end=log_round,
         ).start(
             grid,
-            ArrayRecord(model.state_dict()),
+            models.to_record(model),
             num_rounds=config.num_server_rounds,
             timeout=config.round_timeout,
             evaluate_fn=evaluate,

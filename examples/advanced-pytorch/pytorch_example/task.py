@@ -9,7 +9,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from pytorch_example.kit import images
+from pytorch_example.kit import images, models
 from pytorch_example.kit.partitions import Parts
 
 IMAGE_SIZE, CHANNELS = 28, 1
@@ -72,7 +72,7 @@ def train(
     learning_rate: float,
     momentum: float,
     seed: int,
-    personal_head: nn.Linear | None = None,
+    personal_head: nn.Module | None = None,
 ) -> float:
     """Train the model in place and return the mean training loss.
 
@@ -84,11 +84,11 @@ def train(
     pixels, labels = to_pixels(data.images), data.labels.to(device())
     parameters = list(model.parameters())
     if personal_head is not None:
-        parameters += personal_head.parameters()
+        parameters += personal_head.train().parameters()
     optimizer = torch.optim.SGD(parameters, learning_rate, momentum=momentum, fused=True)
     total_loss = torch.zeros((), device=device())
     for _ in range(epochs):
-        for batch in torch.randperm(len(labels)).to(device()).split(batch_size):
+        for batch in models.batches(len(labels), batch_size):
             optimizer.zero_grad()
             features, target = model.features(pixels[batch]), labels[batch]
             loss = global_loss = cross_entropy(model.head(features), target)
@@ -101,9 +101,10 @@ def train(
 
 
 @torch.inference_mode()
-def evaluate(model: Net, data: Examples, *heads: nn.Linear) -> list[tuple[float, float]]:
+def evaluate(model: Net, data: Examples, *heads: nn.Module) -> list[tuple[float, float]]:
     """Return (mean loss, accuracy) for each head, on features computed once."""
-    model.eval()
+    for module in (model, *heads):
+        module.eval()
     totals = torch.zeros(len(heads), 2, device=device())
     for inputs, labels in zip(
         data.images.split(EVALUATION_BATCH), data.labels.split(EVALUATION_BATCH), strict=True

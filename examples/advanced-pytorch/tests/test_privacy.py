@@ -15,8 +15,9 @@ from flwr.app import (
 from flwr.serverapp.strategy import FedAvg
 from pytorch_example import client_app, task
 from pytorch_example.heads import PERSONAL_HEAD
-from pytorch_example.kit.replies import update_length
-from pytorch_example.privacy import WithPrivacy, clip_update
+from pytorch_example.kit.guard import length
+from pytorch_example.kit.testing import in_process
+from pytorch_example.privacy import WithPrivacy, clip_update, epsilon
 
 NORM = 0.05
 
@@ -33,7 +34,7 @@ def train(run_config: dict, noise: float, head: ArrayRecord | None = None) -> tu
         content[PERSONAL_HEAD] = head
     reply = client_app.app(Message(content, 1, MessageType.TRAIN), context)
     assert not reply.has_error()
-    return reply, update_length(reply, sent)
+    return reply, length(reply.content["arrays"], sent, sent)
 
 
 def test_update_is_clipped_and_the_head_goes_round_it(run_config):
@@ -105,3 +106,29 @@ def test_a_strategy_sees_nothing_of_a_client_but_the_noisy_average():
     [only] = seen
     assert not set(only.content["arrays"]["w"].numpy().tolist()) & {0.0, 0.5, 1.0}
     assert only.content["metrics"]["num-examples"] == 1
+
+
+@pytest.mark.parametrize(
+    ("noise", "rounds", "delta"),
+    [(1.0, 10, 1e-5), (0.3, 10, 1e-5), (3.0, 100, 1e-6), (50, 1, 1e-5)],
+)
+def test_epsilon_is_googles(noise, rounds, delta):
+    dp_accounting = pytest.importorskip("dp_accounting")
+    accountant = dp_accounting.pld.PLDAccountant()
+    event = dp_accounting.GaussianDpEvent(noise)
+    accountant.compose(dp_accounting.SelfComposedDpEvent(event, rounds))
+    assert epsilon(rounds, noise, delta) == pytest.approx(accountant.get_epsilon(delta), rel=1e-3)
+
+
+def test_epsilon_of_the_rounds_so_far_is_logged_and_in_results(tmp_path, caplog):
+    caplog.set_level("INFO", "flwr")
+    settings = {"dp__noise_multiplier": 1.0, "num_server_rounds": 2, "min_partition_size": 2}
+    first, *rest = in_process(tmp_path, 4, **settings, fraction_evaluate=0.0)
+    assert "privacy" not in first
+    spent = [entry["privacy"] for entry in rest]
+    # Balle and Wang's theorem 8 at one and at two rounds, by Google's accountant
+    assert spent == [
+        {"epsilon": pytest.approx(4.377, abs=1e-3), "delta": 1e-5},
+        {"epsilon": pytest.approx(6.572, abs=1e-3), "delta": 1e-5},
+    ]
+    assert "Privacy so far: epsilon = 6.57 at delta = 1e-05" in caplog.text

@@ -29,7 +29,7 @@ def main(grid: Grid, context: Context) -> None:
     perform = steps.here
     executor = make(config, context.run_id, owner=os.getpid())  # executors
     perform = executor.run  # executors
-    initial = perform(steps.initial, source.num_classes, config.seed)
+    initial, buffers = perform(steps.initial, source.num_classes, config.seed)
     told = [""]  # executors
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
@@ -48,7 +48,7 @@ def main(grid: Grid, context: Context) -> None:
         config.clients_to_train, config.clients_to_evaluate, config.min_replies, config.seed
     )
     with run:
-        Loop(strategy, run, draw, clients=clients).start(
+        Loop(strategy, run, draw, buffers=buffers, clients=clients).start(
             grid,
             to_record(initial),
             num_rounds=config.num_server_rounds,

@@ -34,11 +34,13 @@ def here(step: Callable[..., Any], *args: Any) -> Any:
     return step(*args)
 
 
-def initial(num_classes: int, seed: int) -> Arrays:
-    """Return the weights of a new network."""
+def initial(num_classes: int, seed: int) -> tuple[Arrays, set[str]]:
+    """Return the arrays of a new network, and the names of those that are not trained."""
     from gpu_scaling import task
+    from gpu_scaling.kit import models
 
-    return to_arrays(task.build(num_classes, seed))
+    network = task.build(num_classes, seed)
+    return to_arrays(network), models.buffers(network)
 
 
 def train(
@@ -89,12 +91,15 @@ def to_network(arrays: Arrays, source: Source, threads: int) -> "nn.Module":
     import torch
 
     from gpu_scaling import task
+    from gpu_scaling.kit import models
 
     torch.set_num_threads(threads)
     network = task.build(source.num_classes, seed=0)
-    network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+    models.load(network, arrays)
     return network
 
 
 def to_arrays(network: "nn.Module") -> Arrays:
-    return {name: value.cpu().numpy() for name, value in network.state_dict().items()}
+    from gpu_scaling.kit import models
+
+    return models.to_arrays(network)

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from gpu_scaling.kit import models
+
 EVALUATION_BATCH = 200
 
 
@@ -57,7 +59,7 @@ def train(
     optimizer = torch.optim.SGD(network.parameters(), learning_rate, momentum=momentum, fused=True)
     total_loss = torch.zeros((), device=device())
     for _ in range(epochs):
-        for batch in torch.randperm(len(targets)).to(device()).split(batch_size):
+        for batch in models.batches(len(targets), batch_size):
             optimizer.zero_grad()
             loss = cross_entropy(network(to_pixels(inputs[batch])), targets[batch])
             loss.backward()

@@ -2,12 +2,13 @@
 
 import math
 
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
 from centralized_to_federated import task
 from centralized_to_federated.config import Config
+from centralized_to_federated.kit import models
 from centralized_to_federated.kit.flower import identify, partition_id
 
 app = ClientApp()
@@ -32,8 +33,8 @@ def train(message: Message, context: Context) -> Message:
     if not math.isfinite(loss):
         raise RuntimeError(f"training loss is {loss}; try a smaller learning-rate or momentum")
     metrics = MetricRecord({"train_loss": loss, "num-examples": len(data.labels)})
-    arrays = ArrayRecord(network.state_dict())
-    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+    content = RecordDict({"arrays": models.to_record(network), "metrics": metrics})
+    return Message(content, reply_to=message)
 
 
 @app.evaluate()
@@ -60,5 +61,5 @@ def prepare(
         config.seed,
     )
     network = task.build(config.network, task.num_classes(config.dataset), config.seed)
-    network.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    models.load(network, message.content["arrays"])
     return config, data, network

@@ -6,6 +6,7 @@ from flwr.serverapp.strategy import FedAvgM
 
 from centralized_to_federated import task
 from centralized_to_federated.config import Config
+from centralized_to_federated.kit import models
 from centralized_to_federated.kit.clients import Draw
 from centralized_to_federated.kit.flower import shown
 from centralized_to_federated.kit.loop import Loop
@@ -23,7 +24,7 @@ def main(grid: Grid, context: Context) -> None:
     network = task.build(config.network, task.num_classes(config.dataset), config.seed)
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        network.load_state_dict(arrays.to_torch_state_dict())
+        models.load(network, arrays)
         loss, accuracy = task.evaluate(network, test_data)
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 
@@ -31,9 +32,9 @@ def main(grid: Grid, context: Context) -> None:
     strategy.server_opt = True  # the same arithmetic whatever the momentum
     draw = Draw(config.fraction_train, config.fraction_evaluate, config.min_replies, config.seed)
     with run:
-        Loop(strategy, run, draw).start(
+        Loop(strategy, run, draw, buffers=models.buffers(network)).start(
             grid,
-            ArrayRecord(network.state_dict()),
+            models.to_record(network),
             num_rounds=config.num_server_rounds,
             timeout=config.round_timeout,
             evaluate_fn=evaluate,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from centralized_to_federated.kit import images
+from centralized_to_federated.kit import images, models
 from centralized_to_federated.kit.partitions import Parts
 
 IMAGE_SIZE, CHANNELS = 32, 3
@@ -95,7 +95,7 @@ def train(
     hidden = None if progress else True  # None: hidden where there is no terminal
     with tqdm(total=epochs * len(labels), unit=" images", disable=hidden) as bar:
         for _ in range(epochs):
-            for batch in torch.randperm(len(labels)).to(device()).split(batch_size):
+            for batch in models.batches(len(labels), batch_size):
                 optimizer.zero_grad()
                 pixels = to_pixels(inputs[batch])
                 loss = cross_entropy(network(pixels), labels[batch])

@@ -1,13 +1,13 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
 """Replies of clients: which of them can be aggregated, and why others cannot."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable
-from statistics import median_low
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
+
+from .guard import Guard
 
 Arrays = dict[str, np.ndarray]
 
@@ -20,8 +20,19 @@ def to_record(arrays: Arrays) -> ArrayRecord:
     return ArrayRecord({name: Array(array) for name, array in arrays.items()})
 
 
+def with_dimensions(reply: Message) -> None:
+    """Give arrays without dimensions one, as the global model's have that are sent."""
+    for record in reply.content.array_records.values() if reply.has_content() else ():
+        for name, array in record.items():
+            if not array.shape:
+                record[name] = Array(np.atleast_1d(array.numpy()))
+
+
 def problems(
-    replies: Iterable[Message], weight: str, sent: ArrayRecord | None, max_update_ratio: float
+    replies: Iterable[Message],
+    weight: str,
+    sent: ArrayRecord | None = None,
+    guard: Guard | None = None,
 ) -> list[str]:
     """Return, for each reply, why it cannot be aggregated, or an empty text.
 
@@ -29,27 +40,19 @@ def problems(
         replies: replies of one phase.
         weight: the metric that weighs a client's contribution, to be above 0.
         sent: the global model that training replies must resemble; None after evaluation.
-        max_update_ratio: how many times as long as the median an update may be.
+        guard: finds absurd updates.
     """
     replies = list(replies)
     names = Counter(frozenset(metrics(r)) for r in replies if not r.has_error())
     usual = names.most_common(1)[0][0] if names else frozenset()
     found = [problem(reply, weight, sent, usual) for reply in replies]
-    if sent is None:
+    if sent is None or guard is None:
         return found
-    lengths = {i: update_length(replies[i], sent) for i, text in enumerate(found) if not text}
-    median = median_low(lengths.values()) if lengths else 0.0
-    for i, length in lengths.items():
-        if length > max_update_ratio * median > 0:
-            found[i] = f"its update is {length / median:.3g} times as long as the median"
+    sound = [i for i, text in enumerate(found) if not text]
+    absurd = guard.problems([replies[i] for i in sound], sent)
+    for i, text in zip(sound, absurd, strict=True):
+        found[i] = text
     return found
-
-
-def update_length(reply: Message, sent: ArrayRecord) -> float:
-    """Return the Euclidean length of what training changed, over all arrays."""
-    received = reply.content["arrays"]
-    changes = (received[name].numpy() - sent[name].numpy().astype(np.float64) for name in sent)
-    return math.sqrt(sum(float(np.vdot(change, change)) for change in changes))
 
 
 def problem(reply: Message, weight: str, sent: ArrayRecord | None, usual: frozenset[str]) -> str:
@@ -63,7 +66,12 @@ def problem(reply: Message, weight: str, sent: ArrayRecord | None, usual: frozen
             return f"{name} = {value}"
     if not isinstance(values.get(weight), int | float) or values[weight] <= 0:
         return f"{weight} = {values.get(weight)}"
-    return "" if sent is None else problem_with_arrays(reply, sent)
+    if sent is None:
+        return ""
+    try:
+        return problem_with_arrays(reply, sent)
+    except (TypeError, ValueError) as error:  # no array of numbers
+        return f"its arrays cannot be read ({one_line(str(error))})"
 
 
 def problem_with_arrays(reply: Message, sent: ArrayRecord) -> str:
@@ -72,11 +80,22 @@ def problem_with_arrays(reply: Message, sent: ArrayRecord) -> str:
         return "its arrays are not named like the global model's"
     for record in reply.content.array_records.values():
         for name, array in record.items():
-            if record is received and tuple(array.shape) != tuple(sent[name].shape):
-                return f"{name} has shape {array.shape}, not {sent[name].shape}"
-            if not np.isfinite(array.numpy()).all():
+            value, origin = array.numpy(), None
+            if record is received:
+                origin = sent[name].numpy()
+                if value.shape != origin.shape:
+                    return f"{name} has shape {array.shape}, not {sent[name].shape}"
+                if (value.dtype.kind == "f") != (origin.dtype.kind == "f"):
+                    return f"{name} is {array.dtype}, not {sent[name].dtype}"
+            finite = np.isfinite(value)
+            # A mask of infinities, say, may be part of a model: what was sent so may come back.
+            if not finite.all() and (origin is None or not same(value, origin, ~finite)):
                 return f"{name} holds NaN or infinity"
     return ""
+
+
+def same(value: np.ndarray, origin: np.ndarray, where: np.ndarray) -> bool:
+    return np.array_equal(value[where], origin[where], equal_nan=True)
 
 
 def metrics(reply: Message) -> MetricRecord:

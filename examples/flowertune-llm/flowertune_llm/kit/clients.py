@@ -1,7 +1,9 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
 """Clients: who is there, who takes part in a phase, and how they are asked."""
 
+import re
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from logging import INFO, WARNING
@@ -10,15 +12,27 @@ from typing import Any
 import numpy as np
 from flwr.app import Message, MessageType, RecordDict
 from flwr.common import log
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from .flower import collect
+from .flower import is_simulated
+from .processes import cores
 from .replies import one_line
 from .settings import Settings
+
+SETTLED = 3.0  # seconds after which a simulation has all its nodes
+TELL_EVERY = 60.0  # seconds between two lines on what is waited for
+# The first messages of a kind, before the others: what all clients get wrong shows in a few.
+FEW, FEW_SECONDS = 3, 30.0
+APP_FAULTS = (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.LOAD_CLIENT_APP_EXCEPTION)
 
 
 class TooFewReplies(RuntimeError):
     """Fewer than `min-replies` clients sent something that can be used."""
+
+
+class CommonFault(RuntimeError):
+    """The first clients of a run fail alike: the fault is the app's."""
 
 
 @dataclass(frozen=True)
@@ -70,73 +84,157 @@ class Clients:
         self.grid, self.config, self.at_once = grid, config, at_once
         self.needed = dict(needed or {}) | {config.key_of("min_replies"): config.min_replies}
         self.partitions: dict[int, int] = {}  # by node id, which Flower draws anew in each run
+        self.num_partitions = 0  # of the data, as the nodes know it
         self.awaited: list[int] = []  # node ids of the last messages, of those to be sent yet, too
         self.asked: dict[str, int] = {}  # node ids by message id, of the last messages
-        self.waiting: list[list[Message]] = []  # waves that wait for others to be answered
+        self.pending: set[str] = set()  # ids of messages that are not answered
+        self.waiting: deque[Message] = deque()  # messages that are not sent
+        self.works: set[str] = set()  # kinds of messages that a client has answered well
+        self.faults: list[str] = []  # of the app, among the last messages' replies
 
     def connected(self) -> dict[int, int]:
         """Return node ids by partition, asking new nodes which partition they hold.
 
         Raises:
-            TooFewReplies: too few nodes are connected in time.
+            TooFewReplies: too few nodes are connected in time, or can say what they hold.
         """
         node_ids = self.wait_for_nodes()
         new = [node_id for node_id in node_ids if node_id not in self.partitions]
         if new:
             log(INFO, "Asking %d nodes for their partition; their workers may yet start", len(new))
-        questions = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in new]
-        self.send(questions)
+        problem = ""
+        self.send(Message(RecordDict(), node_id, MessageType.QUERY) for node_id in new)
         for reply in self.receive(self.config.round_timeout):
             node_id = self.asked[reply.metadata.reply_to_message_id]
-            if reply.has_error():
-                log(WARNING, "Node %d left out: %s", node_id, one_line(reply.error.reason))
-            else:
-                self.partitions[node_id] = int(reply.content["node"]["partition-id"])
+            if found := self.identify(node_id, reply):
+                log(WARNING, "Node %d left out: %s", node_id, found)
+                problem = problem or found
         known = [node_id for node_id in node_ids if node_id in self.partitions]
         nodes = {self.partitions[node_id]: node_id for node_id in known}
+        if len(nodes) < self.config.min_replies:
+            raise TooFewReplies(
+                f"{len(nodes)} of {len(node_ids)} nodes hold a partition of their own, "
+                f"{self.config.key_of('min_replies')} = {self.config.min_replies}; "
+                f"{problem or 'the others have not answered'}"
+            )
         if len(nodes) < len(known):
             counts = (len(known), len(nodes))
             log(WARNING, "%d nodes hold only %d partitions: some are idle", *counts)
         return nodes
 
+    def identify(self, node_id: int, reply: Message) -> str:
+        """Note which partition a node holds, and of how many; or say what is wrong."""
+        if reply.has_error():
+            return one_line(reply.error.reason)
+        node = reply.content["node"]
+        count = int(node.get("num-partitions", self.num_partitions))
+        self.num_partitions = self.num_partitions or count
+        if count != self.num_partitions:
+            return f"its num-partitions = {count}, the others' {self.num_partitions}"
+        self.partitions[node_id] = int(node["partition-id"])
+        return ""
+
     def wait_for_nodes(self) -> list[int]:
-        timeout = self.config.round_timeout
-        deadline, told = time.monotonic() + timeout, -1
-        keys = ", ".join(f"{key} = {count}" for key, count in self.needed.items())
-        while len(node_ids := list(self.grid.get_node_ids())) < max(self.needed.values()):
-            if time.monotonic() > deadline:
+        """Return the ids of all nodes, once there are enough.
+
+        Raises:
+            TooFewReplies: they are not, in time; in a simulation, no more will come.
+        """
+        timeout, needed = self.config.round_timeout, max(self.needed.values())
+        began = changed = time.monotonic()
+        told, count, node_ids = began - TELL_EVERY + 1, 0, list(self.grid.get_node_ids())
+        keys = ", ".join(f"{key} = {number}" for key, number in self.needed.items())
+        while len(node_ids) < needed:
+            now = time.monotonic()
+            if len(node_ids) != count:
+                count, changed = len(node_ids), now
+            if count and is_simulated(self.grid) and now - changed > SETTLED:
+                key = max(self.needed, key=self.needed.__getitem__)
                 raise TooFewReplies(
-                    f"{len(node_ids)} nodes connected within "
+                    f"this simulation has {count} nodes, {keys}: start more "
+                    f"(--num-supernodes {needed}), or set {key}={count}"
+                )
+            if now - began > timeout:
+                raise TooFewReplies(
+                    f"{count} nodes connected within "
                     f"{self.config.key_of('round_timeout')} = {timeout} s, {keys}"
                 )
-            if len(node_ids) != told:
-                told = len(node_ids)
-                log(INFO, "Waiting for nodes: %d connected, %s", told, keys)
-            time.sleep(0.5)
+            if now - told > TELL_EVERY:
+                told = now
+                log(INFO, "Waiting for nodes: %d connected, %s", count, keys)
+            time.sleep(0.2)
+            node_ids = list(self.grid.get_node_ids())
         return node_ids
 
     def send(self, messages: Iterable[Message]) -> None:
-        """Send messages, `at_once` at most; the others follow while `receive` waits."""
-        messages, self.asked = list(messages), {}
-        self.awaited = [message.metadata.dst_node_id for message in messages]
-        size = self.at_once or max(1, len(messages))
-        waves = [messages[first : first + size] for first in range(0, len(messages), size)]
-        self.sent = self.push(waves[0]) if waves else []
-        self.waiting = waves[1:]
+        """Send messages; those that must wait follow while `receive` does.
 
-    def push(self, messages: list[Message]) -> list[str]:
-        """Send messages, remember which node each went to, and return the ids of those sent."""
-        sent = [message_id for message_id in self.grid.push_messages(messages) if message_id]
-        self.asked |= {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
-        return sent
+        No more than `at_once` are unanswered. As long as no client has answered a message of this
+        kind well, only a few are asked, taken from all over.
+        """
+        messages = list(messages)
+        self.awaited = [message.metadata.dst_node_id for message in messages]
+        self.asked, self.pending, self.faults = {}, set(), []
+        self.few = min(len(messages), max(FEW, cores()))
+        few = {i * len(messages) // self.few for i in range(self.few)}
+        self.waiting = deque(messages[i] for i in sorted(few))
+        self.waiting += (message for i, message in enumerate(messages) if i not in few)
+        self.began = time.monotonic()
+        self.send_more()
+
+    def send_more(self) -> None:
+        """Send what may be sent by now, and remember which node each message went to."""
+        if not self.waiting:
+            return
+        room = len(self.waiting)
+        if self.at_once:
+            room = min(room, self.at_once - len(self.pending))
+        if not self.may_ask_all():
+            room = min(room, self.few - len(self.asked))
+        messages = [self.waiting.popleft() for _ in range(room)]
+        if messages:
+            self.pending.update(filter(None, self.grid.push_messages(messages)))
+            self.asked |= {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
+
+    def may_ask_all(self) -> bool:
+        """Tell whether a client has answered well, or those asked first had their time."""
+        if self.waiting[0].metadata.message_type in self.works:
+            return True
+        answered = bool(self.asked) and not self.pending
+        return answered or time.monotonic() - self.began > FEW_SECONDS
 
     def receive(self, timeout: float) -> Iterator[Message]:
-        """Yield the replies to what was sent that come within `timeout` seconds, as they come."""
-        deadline = time.monotonic() + timeout
-        yield from collect(self.grid, self.sent, timeout)
-        for wave in self.waiting:
-            if (left := deadline - time.monotonic()) > 0:
-                yield from collect(self.grid, self.push(wave), left)
+        """Yield the replies to what was sent that come within `timeout` seconds, as they come.
+
+        Waits a fiftieth of the time spent so far between two looks, a second at most: quicker than
+        `Grid.send_and_receive`, which looks every 0.1 s in simulation and every 3 s in deployment.
+
+        Raises:
+            CommonFault: the app is at fault, not a client.
+        """
+        began = self.began = time.monotonic()
+        while (self.pending or self.waiting) and (waited := time.monotonic() - began) < timeout:
+            for reply in list(self.grid.pull_messages(self.pending)):
+                self.pending.discard(reply.metadata.reply_to_message_id)
+                self.judge(reply)
+                yield reply
+            self.send_more()
+            time.sleep(min(0.005 + waited / 50, 1.0) if self.pending else 0)
+
+    def judge(self, reply: Message) -> None:
+        """Note whether clients can answer such a message at all.
+
+        Raises:
+            CommonFault: the first to answer all failed, with the same words.
+        """
+        kind = reply.metadata.message_type
+        if reply.has_content():
+            self.works.add(kind)
+        elif kind not in self.works and reply.error.code in APP_FAULTS:
+            self.faults.append(one_line(reply.error.reason))
+            alike = len({re.sub(r"\d+", "#", fault) for fault in self.faults}) == 1
+            if alike and len(self.faults) == self.few:
+                raise CommonFault(f"{self.few} of {self.few} clients fail alike: {self.faults[0]}")
 
     def partition_of(self, reply: Message) -> int:
         """Tell whose answer it is; one that the SuperLink gave in a lost node's place, too."""

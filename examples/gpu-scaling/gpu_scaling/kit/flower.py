@@ -47,6 +47,11 @@ def collect(grid: Grid, message_ids: Iterable[str], timeout: float) -> Iterator[
         time.sleep(min(0.005 + waited / 50, 1.0) if pending else 0)
 
 
+def is_simulated(grid: Grid) -> bool:
+    """Tell whether all nodes of a grid are there from the start."""
+    return hasattr(grid, "state") or hasattr(grid, "nodes")  # Flower's in memory, the kit's own
+
+
 def partition_id(context: Context) -> int:
     """Return the partition of the data that this node was started with.
 
@@ -63,6 +68,7 @@ def partition_id(context: Context) -> int:
 
 
 def identify(message: Message, context: Context) -> Message:
-    """Tell which partition this node holds: node ids are random."""
-    node = MetricRecord({"partition-id": partition_id(context)})
+    """Tell which partition this node holds, and of how many: node ids are random."""
+    count = int(context.node_config["num-partitions"])
+    node = MetricRecord({"partition-id": partition_id(context), "num-partitions": count})
     return Message(RecordDict({"node": node}), reply_to=message)

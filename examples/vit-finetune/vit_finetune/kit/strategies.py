@@ -1,7 +1,7 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
 """Any Flower strategy, as the loop sees it: what it wraps, what it weighs by, what it keeps."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from copy import deepcopy
 from logging import WARNING
 from typing import Any
@@ -10,6 +10,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 from flwr.common import log
 from flwr.serverapp.strategy import Strategy
+
+from .buffers import OnlyTrained
 
 PLAIN = (bool, int, float, str, type(None))
 # The attributes by which Flower's strategies draw clients; the loop draws, so these let all pass.
@@ -28,6 +30,22 @@ def layers(strategy: Strategy, path: str = "") -> Iterator[tuple[str, Strategy]]
     for name, value in vars(strategy).items():
         if isinstance(value, Strategy):
             yield from layers(value, f"{path}{name}.")
+
+
+def only_trained(strategy: Strategy, buffers: Collection[str]) -> Strategy:
+    """Have the innermost of wrapped strategies see only what is trained.
+
+    Wrappers, privacy for instance, see all that clients send but counters.
+    """
+    if not buffers:
+        return strategy
+    *outer, (_, innermost) = layers(strategy)
+    inner = OnlyTrained(innermost, buffers, weight_key(innermost))
+    for _, wrapper in outer:
+        for name, value in vars(wrapper).items():
+            if value is innermost:
+                setattr(wrapper, name, inner)
+    return strategy if outer else inner
 
 
 def take_all(strategy: Strategy) -> None:

@@ -1,0 +1,60 @@
+# Part of the kit: the same in every example, word for word. You need not read it to change one.
+"""A guard against updates that are absurd."""
+
+import math
+from collections.abc import Collection, Iterable
+from statistics import median_low
+
+import numpy as np
+from flwr.app import ArrayRecord, Message
+
+GROUPS = ("trained", "averaged")  # parameters, and buffers: the ones must not hide the others
+
+
+class Guard:
+    """Leaves out updates that are many times as long as updates are.
+
+    How long they are is this round's median; where most clients have nothing to learn it vanishes,
+    so it counts as at least a tenth of the longest median so far, and as a hundredth of the
+    model's own length. Parameters and buffers are measured apart, counters not at all.
+
+    Args:
+        ratio: how many times as long an update may be.
+        buffers: names of arrays that are not trained.
+    """
+
+    def __init__(self, ratio: float, buffers: Collection[str] = ()) -> None:
+        self.ratio, self.buffers = ratio, buffers
+        self.longest = dict.fromkeys(GROUPS, 0.0)  # median of a round, saved with the run
+
+    def problems(self, replies: Iterable[Message], sent: ArrayRecord) -> list[str]:
+        """Return, for each reply of the training phase, what is absurd, or an empty text."""
+        replies = list(replies)
+        found = [""] * len(replies)
+        for group, names in zip(GROUPS, self.split(sent), strict=True):
+            lengths = [length(reply.content["arrays"], sent, names) for reply in replies]
+            median = median_low(lengths) if lengths else 0.0
+            usual = max(median, self.longest[group] / 10, length(sent, None, names) / 100)
+            self.longest[group] = max(self.longest[group], median)
+            for i, own in enumerate(lengths):
+                if own > self.ratio * usual > 0:
+                    found[i] = f"its update is {own / usual:.3g} times as long as the median"
+        return found
+
+    def split(self, record: ArrayRecord) -> tuple[list[str], list[str]]:
+        """Return the names of arrays that are trained, and of those that are averaged."""
+        floats = [name for name, array in record.items() if array.dtype.startswith("float")]
+        buffers = [name for name in floats if name in self.buffers]
+        return [name for name in floats if name not in self.buffers], buffers
+
+
+def length(arrays: ArrayRecord, origin: ArrayRecord | None, names: Iterable[str]) -> float:
+    """Return the Euclidean length of arrays, or of the way to them; infinities do not count."""
+    total = 0.0
+    for name in names:
+        change = arrays[name].numpy().astype(np.float64)
+        if origin is not None:
+            change -= np.nan_to_num(origin[name].numpy(), neginf=0.0, posinf=0.0)
+        change = change[np.isfinite(change)]
+        total += float(np.vdot(change, change))
+    return math.sqrt(total)

@@ -1,0 +1,95 @@
+# Part of the kit: the same in every example, word for word. You need not read it to change one.
+"""A PyTorch model's arrays, as they travel; any model's, or its fault is named."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord
+from torch import Tensor, nn
+
+from . import replies
+from .replies import Arrays, to_numpy
+
+
+def to_record(model: nn.Module) -> ArrayRecord:
+    """Return a model's arrays for a message; see `to_arrays`."""
+    return replies.to_record(to_arrays(model))
+
+
+def to_arrays(model: nn.Module) -> Arrays:
+    """Return what `model.state_dict()` holds: floats in 32 bits at least, tied weights once.
+
+    Raises:
+        ValueError: names an entry that cannot travel.
+    """
+    first = owners(model)
+    return {name: to_travel(name, v) for name, v in entries_of(model) if first[name] == name}
+
+
+def load(model: nn.Module, arrays: ArrayRecord | Arrays) -> None:
+    """Copy arrays, of a message for instance, into the model, in the model's own dtypes.
+
+    Raises:
+        RuntimeError: they are not this model's; PyTorch names those that differ.
+    """
+    own = to_numpy(arrays) if isinstance(arrays, ArrayRecord) else arrays
+    received = {name: torch.from_numpy(array) for name, array in own.items()}
+    tied = {name: received[first] for name, first in owners(model).items() if first in received}
+    model.load_state_dict(received | tied)
+
+
+def buffers(model: nn.Module) -> set[str]:
+    """Return the names of what is no trained parameter, running statistics for instance."""
+    return {name for name, value in entries_of(model) if not isinstance(value, nn.Parameter)}
+
+
+def batches(count: int, size: int) -> list[Tensor]:
+    """Return rows in a random order, on the CPU, some at a time.
+
+    A last batch of one row joins the one before: batch norm cannot train on a single row.
+    """
+    found = list(torch.randperm(count).split(size))
+    if len(found) > 1 and len(found[-1]) == 1 < size:
+        found[-2:] = [torch.cat(found[-2:])]
+    return found
+
+
+def entries_of(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    yield from model.state_dict(keep_vars=True).items()
+
+
+def owners(model: nn.Module) -> dict[str, str]:
+    """Return, for each entry, the name of the first that is the same tensor: its own, if untied."""
+    names: dict[Any, str] = {}
+    return {name: names.setdefault(place(value), name) for name, value in entries_of(model)}
+
+
+def place(value: Any) -> Any:
+    """Return what two entries share if they are the same numbers in memory."""
+    plain = isinstance(value, Tensor) and value.layout == torch.strided
+    if not plain or nn.parameter.is_lazy(value) or not value.numel() or value.is_meta:
+        return id(value)
+    return value.data_ptr(), value.shape, value.stride(), value.dtype
+
+
+def to_travel(name: str, value: Any) -> np.ndarray:
+    """Return an entry as a NumPy array.
+
+    Raises:
+        ValueError: it is none, or of a kind that cannot be averaged.
+    """
+    problem = ""
+    if not isinstance(value, Tensor):
+        problem = f"is a {type(value).__name__}, not a tensor"
+    elif nn.parameter.is_lazy(value):
+        problem = "has no shape yet; run the model once, on a batch of the right shape"
+    elif value.is_meta or value.layout != torch.strided or value.is_quantized:
+        problem = "is not an ordinary tensor (meta, sparse or quantized)"
+    elif value.is_complex():
+        problem = f"is {value.dtype}; keep real and imaginary parts apart"
+    if problem:
+        raise ValueError(f"the model's {name} {problem}: it cannot be sent")
+    small = value.is_floating_point() and value.element_size() < 4
+    return value.detach().to("cpu", torch.float32 if small else None).contiguous().numpy()
