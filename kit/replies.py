@@ -17,7 +17,8 @@ def to_numpy(record: ArrayRecord) -> Arrays:
 
 
 def to_record(arrays: Arrays) -> ArrayRecord:
-    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+    # What NumPy calculates from arrays without dimensions are no arrays.
+    return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
 
 
 def with_dimensions(reply: Message) -> None:

@@ -122,7 +122,7 @@ def test_epsilon_is_googles(noise, rounds, delta):
 
 def test_epsilon_of_the_rounds_so_far_is_logged_and_in_results(tmp_path, caplog):
     caplog.set_level("INFO", "flwr")
-    settings = {"dp__noise_multiplier": 1.0, "num_server_rounds": 2, "min_partition_size": 2}
+    settings = {"dp__noise_multiplier": 1.0, "dp__clipping_norm": 0.001, "num_server_rounds": 2}
     first, *rest = in_process(tmp_path, 4, **settings, fraction_evaluate=0.0)
     assert "privacy" not in first
     spent = [entry["privacy"] for entry in rest]
