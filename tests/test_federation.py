@@ -67,6 +67,8 @@ def test_each_example_gives_what_the_simulation_gives(example, tmp_path):
         results(folder)[-1]["evaluate_metrics_serverapp"] for folder in (tmp_path, simulated)
     ]
     assert one == {name: pytest.approx(value, rel=0.02) for name, value in other.items()}
+    assert one["loss"] < results(tmp_path)[0]["evaluate_metrics_serverapp"]["loss"]
+    assert one.get("accuracy", 1.0) > 0.9  # after two rounds of two clients
 
 
 @pytest.mark.thorough

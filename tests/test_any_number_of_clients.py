@@ -1,0 +1,40 @@
+"""The offline settings learn with few large clients and with many small ones, in one process."""
+
+import subprocess
+import sys
+
+import pytest
+from on_this_machine import results
+from repository import example_folder, example_names, package_of
+
+# Accuracy that is reached at least, by number of clients; a language model's loss falls.
+REACHED = {
+    "vit-finetune": {2: 0.93, 100: 0.88},
+    "advanced-pytorch": {2: 0.95, 100: 0.88},
+    "pytorch-from-centralized-to-federated": {2: 0.97, 100: 0.97},
+    "flowertune-llm": {2: None},
+    "gpu-scaling": {2: 0.96, 100: 0.9},
+}
+SLOW = {
+    ("flowertune-llm", 2),
+    ("vit-finetune", 100),
+    ("pytorch-from-centralized-to-federated", 100),
+}
+CASES = [
+    pytest.param(example, clients, marks=[pytest.mark.thorough] * ((example, clients) in SLOW))
+    for example in example_names()
+    for clients in REACHED[example]
+]
+
+
+@pytest.mark.parametrize(("example", "clients"), CASES)
+def test_offline_settings_learn_with(example, clients, tmp_path):
+    app = example_folder(example)
+    command = [sys.executable, "-m", f"{package_of(app)}.kit.in_process"]
+    command += ["--num-supernodes", str(clients), "--run-config", app / "offline.toml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    first, *_, last = [entry["evaluate_metrics_serverapp"] for entry in results(tmp_path)]
+    reached = REACHED[example][clients]
+    assert last["loss"] < first["loss"]
+    assert reached is None or last["accuracy"] >= reached
