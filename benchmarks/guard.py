@@ -69,11 +69,12 @@ def measure(dataset: Path, alpha: float, epochs: int, classes: int) -> dict[str,
             max_update_ratio=RATIO,
             fraction_evaluate=0.0,
         )
-    by_median = sum(
-        length > RATIO * median_low(lengths) > 0
+    by_median = [
+        length
         for lengths, _ in Watched.seen
         for length in lengths
-    )
+        if length > RATIO * median_low(lengths) > 0
+    ]
     return {
         "alpha": alpha,
         "epochs": epochs,

@@ -89,4 +89,22 @@ def draw(path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-BLOCKS = {"rounds": rounds_block, "fresh": fresh_block}
+def guard_block() -> str:
+    measured = result("guard")
+    rows = []
+    names = ("classes", "alpha", "epochs", "updates", "left_out", "left_out_by_median")
+    for setting in measured["settings"]:
+        rows.append([*(f"{setting[name]:g}" for name in names), f"{setting['accuracy']:.2f}"])
+    header = [
+        "classes",
+        "alpha",
+        "epochs",
+        "updates",
+        "left out",
+        "by the median alone",
+        "accuracy",
+    ]
+    return f"{table(header, sorted(rows))}\n\n{taken(measured)}"
+
+
+BLOCKS = {"rounds": rounds_block, "fresh": fresh_block, "guard": guard_block}
