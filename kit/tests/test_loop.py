@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Array, MessageType
+from flwr.app import Array, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 from safetensors.numpy import load_file
@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from .. import clients
 from ..clients import CommonFault, Draw, TooFewReplies
 from ..processes import cores
+from ..replies import cause
 from ..run import CHECKPOINT, CONFIG, CURVES, MODEL, RESULTS
 from .tiny import CLIENT, play
 
@@ -266,3 +267,31 @@ def test_a_strategy_sees_only_good_replies_by_partition():
 
     play(Watching, nodes=6, client_app=Troubled(p2="nan"), num_server_rounds=1)
     assert seen == [[1, 2, 4, 5, 6]]
+
+
+RAY = """<class 'ray.exceptions.RayTaskError(ClientAppException)'>:<'ray::ClientAppActor.run() (pid=7)
+  File "task.py", line 82, in train
+    raise ValueError("no layer 7")
+ValueError: no layer 7
+in net
+
+The above exception was the direct cause of the following exception:
+
+  File "ray_actor.py", line 65, in run
+    raise ClientAppException(str(ex)) from ex
+flwr.clientapp.client_app.ClientAppException:\x20
+Exception ClientAppException occurred. Message: no layer 7
+in net'>"""
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        (RAY, "ValueError: no layer 7 in net"),
+        ("<class 'OSError'>:<'the disk\nis full'>", "OSError: the disk is full"),
+        ("Node Unavailable", "Node Unavailable"),
+    ],
+)
+def test_a_clients_error_is_told_in_a_line(reason, expected):
+    reply = Message(Error(0, reason), reply_to=Message(RecordDict(), 1, "train"))
+    assert cause(reply) == expected

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from .flower import is_simulated
 from .processes import cores
-from .replies import one_line
+from .replies import cause
 from .settings import Settings
 
 SETTLED = 3.0  # seconds after which a simulation has all its nodes
@@ -125,7 +125,7 @@ class Clients:
     def identify(self, node_id: int, reply: Message) -> str:
         """Note which partition a node holds, and of how many; or say what is wrong."""
         if reply.has_error():
-            return one_line(reply.error.reason)
+            return cause(reply)
         node = reply.content["node"]
         count = int(node.get("num-partitions", self.num_partitions))
         self.num_partitions = self.num_partitions or count
@@ -231,7 +231,7 @@ class Clients:
         if reply.has_content():
             self.works.add(kind)
         elif kind not in self.works and reply.error.code in APP_FAULTS:
-            self.faults.append(one_line(reply.error.reason))
+            self.faults.append(cause(reply))
             alike = len({re.sub(r"\d+", "#", fault) for fault in self.faults}) == 1
             if alike and len(self.faults) == self.few:
                 raise CommonFault(f"{self.few} of {self.few} clients fail alike: {self.faults[0]}")

@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from flowertune_llm.kit.replies import one_line
+from flowertune_llm.kit.replies import cause
 
 Requests = Iterable[tuple[Any, Message]]
 Replies = Generator[tuple[Any, Message | None], None, None]
@@ -92,4 +92,4 @@ def lacking(reply: Message | None) -> str:
     """Say why there is no reply, or nothing."""
     if reply is None:
         return "no reply within strategy.round-timeout, or gone before its end"
-    return one_line(reply.error.reason) if reply.has_error() else ""
+    return cause(reply) if reply.has_error() else ""

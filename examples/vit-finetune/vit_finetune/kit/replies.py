@@ -1,6 +1,7 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
 """Replies of clients: which of them can be aggregated, and why others cannot."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 
@@ -17,7 +18,8 @@ def to_numpy(record: ArrayRecord) -> Arrays:
 
 
 def to_record(arrays: Arrays) -> ArrayRecord:
-    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+    # What NumPy calculates from arrays without dimensions are no arrays.
+    return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
 
 
 def with_dimensions(reply: Message) -> None:
@@ -57,7 +59,7 @@ def problems(
 
 def problem(reply: Message, weight: str, sent: ArrayRecord | None, usual: frozenset[str]) -> str:
     if reply.has_error():
-        return one_line(reply.error.reason)
+        return cause(reply)
     values = metrics(reply)
     if frozenset(values) != usual:
         return f"its metrics are {sorted(values)}, the others' {sorted(usual)}"
@@ -102,6 +104,19 @@ def metrics(reply: Message) -> MetricRecord:
     """Return the reply's one metric record, or an empty one if there is not exactly one."""
     records = list(reply.content.metric_records.values())
     return records[0] if len(records) == 1 else MetricRecord()
+
+
+def cause(reply: Message) -> str:
+    """Return a client's error in a line: its type and text, without Ray's traceback around them."""
+    reason = reply.error.reason
+    if found := re.fullmatch(r"<class '(.*?)'>:<'(.*)'>", reason, re.DOTALL):
+        kind, text = found.groups()
+        inner = text.rpartition("Exception ClientAppException occurred. Message: ")[2].strip()
+        first = inner.partition("\n")[0]
+        if inner != text and (named := re.search(rf"([\w.]+): {re.escape(first)}", text)):
+            kind = named[1]
+        reason = f"{kind}: {inner}"
+    return one_line(reason)
 
 
 def one_line(text: str) -> str:

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Array, MessageType
+from flwr.app import Array, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 from safetensors.numpy import load_file
 
-from ..clients import Draw, TooFewReplies
+from .. import clients
+from ..clients import CommonFault, Draw, TooFewReplies
+from ..processes import cores
+from ..replies import cause
 from ..run import CHECKPOINT, CONFIG, CURVES, MODEL, RESULTS
 from .tiny import CLIENT, play
 
@@ -52,6 +55,12 @@ class Troubled(ClientApp):
                 metrics["train_loss"] = float("nan")
             case "examples":
                 metrics["num-examples"] = 0
+            case "words":
+                arrays["weight"] = Array(np.full((2, 3), "a"))
+            case "garbage":
+                arrays["weight"] = Array("float32", (2, 3), "numpy.ndarray", b"garbage")
+            case "integers":
+                arrays["weight"] = Array(weight.astype(np.int64))
             case "surprise":
                 metrics["surprise"] = 1.0
         return reply
@@ -64,6 +73,9 @@ PROBLEMS = {
     "shape": "weight has shape (1, 3), not (2, 3)",
     "name": "its arrays are not named like the global model's",
     "enormous": "times as long as the median",
+    "words": "weight is <U1, not float32",
+    "garbage": "its arrays cannot be read",
+    "integers": "weight is int64, not float32",
     "loss": "train_loss = nan",
     "examples": "num-examples = 0",
     "surprise": "its metrics are ['num-examples', 'surprise', 'train_loss'], the others'",
@@ -118,9 +130,66 @@ def test_too_few_replies_end_the_run_and_lose_nothing(caplog):
     assert run.folder == folder
 
 
-def test_a_round_waits_for_as_many_nodes_as_it_needs():
-    with pytest.raises(TooFewReplies, match=r"1 nodes connected within round-timeout = 0.2 s, min"):
-        play(nodes=1, round_timeout=0.2)
+def test_a_simulation_with_too_few_nodes_ends_and_says_what_to_set():
+    with pytest.raises(TooFewReplies, match=r"1 nodes, min-replies = 2: .* or set min-replies=1"):
+        play(nodes=1, round_timeout=3600.0)
+    assert play(nodes=1, min_replies=1).round == 4
+
+
+def test_real_nodes_are_waited_for_and_it_is_said_again(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "flwr")
+    monkeypatch.setattr(clients, "is_simulated", lambda grid: False)
+    monkeypatch.setattr(clients, "TELL_EVERY", 0.3)
+    with pytest.raises(TooFewReplies, match=r"1 nodes connected within round-timeout = 2.5 s, min"):
+        play(nodes=1, round_timeout=2.5)
+    told = [r.getMessage() for r in caplog.records if "Waiting for nodes" in r.getMessage()]
+    assert len(told) >= 3
+    assert told[0] == "Waiting for nodes: 1 connected, min-replies = 2"
+
+
+def test_another_number_of_partitions_is_refused_on_resume(folder):
+    run = play(nodes=4, num_server_rounds=2)
+    with pytest.raises(ValueError, match=r"4 partitions in .* and is in 5 now; start 4 SuperNodes"):
+        play(nodes=5, resume_from=str(run.folder))
+    assert play(nodes=4, resume_from=str(run.folder)).history == play(nodes=4).history
+
+
+class Failing(ClientApp):
+    """The tiny ClientApp, of which some partitions fail."""
+
+    def __init__(self, kind: str, partitions: range, text: str = "no layer {0}") -> None:
+        super().__init__()
+        self.kind, self.partitions, self.text, self.asked = kind, partitions, text, []
+
+    def __call__(self, message, context):
+        partition = context.node_config["partition-id"]
+        self.asked.append((message.metadata.message_type, partition))
+        if message.metadata.message_type == self.kind and partition in self.partitions:
+            raise OSError(self.text.format(partition))
+        return CLIENT(message, context)
+
+
+@pytest.mark.parametrize("kind", ["query", "train", "evaluate"])
+def test_a_fault_that_all_clients_have_ends_the_run_after_a_few(kind, caplog):
+    few, app = max(3, cores()), Failing(kind, range(100))
+    with pytest.raises(CommonFault, match=rf"{few} of {few} clients fail alike: .*no layer \d+"):
+        play(nodes=100, client_app=app)
+    assert sum(asked == kind for asked, _ in app.asked) == few
+    assert sum("Traceback" in record.getMessage() for record in caplog.records) == few
+
+
+@pytest.mark.parametrize("kind", ["query", "train", "evaluate"])
+def test_a_fault_that_some_clients_have_costs_only_their_contribution(kind):
+    run = play(nodes=12, client_app=Failing(kind, range(6)), num_server_rounds=1)
+    key = {"query": "train_loss", "train": "train_loss", "evaluate": "eval_loss"}[kind]
+    assert [c["partition"] for c in run.history[1]["clients"] if key in c] == list(range(6, 12))
+
+
+def test_different_faults_of_all_clients_are_no_common_fault():
+    app = Failing("train", range(12), "{1[0]}")
+    app.text = type("Text", (), {"format": lambda self, p: "abcdefghijkl"[p]})()
+    with pytest.raises(TooFewReplies, match=r"0 of 12 training .* most often: .*OSError.*'a'"):
+        play(nodes=12, client_app=app)
 
 
 def test_the_draw_repeats_varies_and_knows_shares_and_numbers():
@@ -198,3 +267,31 @@ def test_a_strategy_sees_only_good_replies_by_partition():
 
     play(Watching, nodes=6, client_app=Troubled(p2="nan"), num_server_rounds=1)
     assert seen == [[1, 2, 4, 5, 6]]
+
+
+RAY = """<class 'ray.exceptions.RayTaskError(ClientAppException)'>:<'ray::ClientAppActor.run() (pid=7)
+  File "task.py", line 82, in train
+    raise ValueError("no layer 7")
+ValueError: no layer 7
+in net
+
+The above exception was the direct cause of the following exception:
+
+  File "ray_actor.py", line 65, in run
+    raise ClientAppException(str(ex)) from ex
+flwr.clientapp.client_app.ClientAppException:\x20
+Exception ClientAppException occurred. Message: no layer 7
+in net'>"""
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        (RAY, "ValueError: no layer 7 in net"),
+        ("<class 'OSError'>:<'the disk\nis full'>", "OSError: the disk is full"),
+        ("Node Unavailable", "Node Unavailable"),
+    ],
+)
+def test_a_clients_error_is_told_in_a_line(reason, expected):
+    reply = Message(Error(0, reason), reply_to=Message(RecordDict(), 1, "train"))
+    assert cause(reply) == expected

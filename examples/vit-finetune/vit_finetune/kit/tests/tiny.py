@@ -1,7 +1,7 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
 """An app of a few numbers: each client pulls the model towards its own target."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,9 @@ def client(*mods: Any) -> ClientApp:
         config, partition = Config.from_run_config(context.run_config), partition_id(context)
         arrays = to_numpy(message.content["arrays"])
         new = {
-            name: value + config.learning_rate * (np.float32(partition + 1) - value)
+            name: (value + config.learning_rate * (partition + 1 - value)).astype(value.dtype)
+            if value.dtype.kind == "f"
+            else value + partition + 1  # a counter
             for name, value in arrays.items()
         }
         metrics = {"train_loss": float(partition), "num-examples": partition + 1}
@@ -81,6 +83,8 @@ def play(
     nodes: int = 4,
     client_app: Any = CLIENT,
     evaluate: Callable[[int, Any], Any] | None = None,
+    model: dict[str, np.ndarray] = MODEL,
+    buffers: Collection[str] = (),
     **changes: Any,
 ) -> Run:
     """Run the tiny app and return its run; the other arguments are keys, - and . as _ and __."""
@@ -97,11 +101,11 @@ def play(
         weight = arrays["weight"].numpy()
         return MetricRecord({"accuracy": server_round / 10, "loss": float(np.abs(weight).sum())})
 
-    loop = Loop(make_strategy(), run, draw, clients=clients)
+    loop = Loop(make_strategy(), run, draw, buffers=buffers, clients=clients)
     with run:
         loop.start(
             grid,
-            to_record(MODEL),
+            to_record(model),
             num_rounds=config.num_server_rounds,
             timeout=config.round_timeout,
             evaluate_fn=test,
