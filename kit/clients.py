@@ -23,7 +23,7 @@ from .settings import Settings
 SETTLED = 3.0  # seconds after which a simulation has all its nodes
 TELL_EVERY = 60.0  # seconds between two lines on what is waited for
 # The first messages of a kind, before the others: what all clients get wrong shows in a few.
-FEW, FEW_SECONDS = 3, 30.0
+FEW, FEW_SECONDS = 4, 30.0
 APP_FAULTS = (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.LOAD_CLIENT_APP_EXCEPTION)
 
 
@@ -172,7 +172,7 @@ class Clients:
         No more than `at_once` are unanswered. As long as no client has answered a message of this
         kind well, only a few are asked, taken from all over.
         """
-        messages = list(messages)
+        messages = sorted(messages, key=self.order)  # a strategy's own order is another each time
         self.awaited = [message.metadata.dst_node_id for message in messages]
         self.asked, self.pending, self.faults = {}, set(), []
         self.few = min(len(messages), max(FEW, cores()))
@@ -181,6 +181,9 @@ class Clients:
         self.waiting += (message for i, message in enumerate(messages) if i not in few)
         self.began = time.monotonic()
         self.send_more()
+
+    def order(self, message: Message) -> int:
+        return self.partitions.get(message.metadata.dst_node_id, -1)
 
     def send_more(self) -> None:
         """Send what may be sent by now, and remember which node each message went to."""
