@@ -188,7 +188,7 @@ def test_a_fault_that_some_clients_have_costs_only_their_contribution(kind):
 def test_different_faults_of_all_clients_are_no_common_fault():
     app = Failing("train", range(12), "{1[0]}")
     app.text = type("Text", (), {"format": lambda self, p: "abcdefghijkl"[p]})()
-    with pytest.raises(TooFewReplies, match=r"0 of 12 training .* most often: .*OSError.*'a'"):
+    with pytest.raises(TooFewReplies, match=r"0 of 12 training .* most often: OSError: a"):
         play(nodes=12, client_app=app)
 
 
