@@ -10,6 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 from flwr.app import Array, MessageType
+from torch import nn
+from torchvision import models
 from vit_finetune import dataset
 from vit_finetune.kit.flower import RunFailed
 from vit_finetune.kit.testing import (
@@ -97,6 +99,28 @@ def test_model_file_fits_torchvision(finished):
     accuracy = (predicted.cpu() == images.labels).float().mean().item()
     best = max(e["evaluate_metrics_serverapp"]["accuracy"] for e in results(finished[0]))
     assert accuracy == pytest.approx(best, abs=0.003)  # one image: bfloat16 differs by batch
+
+
+def test_another_backbone_by_its_name(tmp_path, caplog):
+    """The saved head, put on torchvision's ResNet, gives the best accuracy of the run."""
+    settings = {"model__name": "resnet18", "image_size": 32, "precision": "float32"}
+    settings |= {"num_server_rounds": 3, "model__normalization": "half"}
+    history = in_process(tmp_path, 4, **settings)
+    assert history[1]["traffic"]["up_bytes"] > 10 * 512 * 4
+    torch.manual_seed(42)
+    model = models.resnet18().eval()
+    model.fc = nn.Linear(512, 10)
+    head = safetensors.torch.load_file(only_run(tmp_path) / "model.safetensors")
+    assert head.keys() == {"fc.weight", "fc.bias"}
+    assert model.load_state_dict(head, strict=False).unexpected_keys == []
+    backbone = Backbone("resnet18", "none", "half", 32, "float32", seed=42)
+    images = dataset.load_test("digits")
+    crops = torch.stack([backbone.central_crop(images.decode(i)) for i in range(len(images))])
+    with torch.inference_mode():
+        right = model(crops / 127.5 - 1).argmax(1) == images.labels
+    best = max(entry["evaluate_metrics_serverapp"]["accuracy"] for entry in history)
+    assert right.float().mean().item() == pytest.approx(best, abs=0.003)
+    assert best > 0.8
 
 
 @pytest.mark.parametrize("stop", [9, 26])  # while features are extracted, while heads are trained

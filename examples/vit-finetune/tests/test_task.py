@@ -101,7 +101,9 @@ def test_saved_head_works_on_raw_features():
     head = trained(source)
     arrays = {"weight": head.linear.weight.detach().numpy()}
     statistics = {"mean": head.mean.numpy(), "scale": head.scale.numpy()}
-    folded = {k: torch.from_numpy(v) for k, v in whole_head(arrays, statistics).items()}
+    folded = {
+        k: torch.from_numpy(v) for k, v in whole_head(arrays, statistics, "heads.head").items()
+    }
     logits = source.features @ folded["heads.head.weight"].T + folded["heads.head.bias"]
     torch.testing.assert_close(logits, head(source.features), rtol=1e-3, atol=1e-3)
 
