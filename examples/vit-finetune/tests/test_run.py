@@ -122,6 +122,12 @@ def test_another_backbone_by_its_name(tmp_path, caplog):
     assert right.float().mean().item() == pytest.approx(best, abs=0.003)
     assert best > 0.8
 
+    assert "Features are computed anew" not in caplog.text
+    in_process(tmp_path / "again", 4, **settings | {"num_server_rounds": 1})
+    assert "Features are computed anew" not in caplog.text
+    in_process(tmp_path / "other", 4, **settings | {"num_server_rounds": 1, "image_size": 40})
+    assert re.search(r"computed anew: those in \S+/resnet18-\w{16} have other", caplog.text)
+
 
 @pytest.mark.parametrize("stop", [9, 26])  # while features are extracted, while heads are trained
 def test_interrupted_and_resumed_gives_the_same_results(stop, tmp_path):

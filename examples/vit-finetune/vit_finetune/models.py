@@ -4,11 +4,13 @@ import hashlib
 import inspect
 import json
 import re
+import sys
 import textwrap
 import zipfile
 from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,9 @@ BUILDERS["vit_tiny"] = partial(
 # Names that a checkpoint has its state dict under; and what PyTorch once called DenseNet's layers.
 CHECKPOINTS = ("model", "state_dict", "model_state_dict")
 DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
+
+# Files of this package that decide nothing about a feature; all others, new ones too, may.
+NO_PART = ("client_app.py", "config.py", "extraction.py", "server_app.py", "task.py")
 
 
 def device() -> torch.device:
@@ -194,7 +199,7 @@ class Backbone:
 
     @cached_property
     def key(self) -> str:
-        """All that a feature depends on but the image: weights, transform, precision (JSON)."""
+        """All that a feature depends on but the image: code, weights, transform, precision."""
         if self.file is None:  # a builder may take them from anywhere
             sha = hashlib.sha256()
             for value in self.module.state_dict().values():
@@ -210,8 +215,23 @@ class Backbone:
                 "transform": [self.resize, self.image_size, self.interpolation.value],
                 "normalization": [self.mean, self.std],
                 "precision": self.precision,
+                "code": self.code,
             }
         )
+
+    @cached_property
+    def code(self) -> str:
+        """A digest of the code that a feature depends on: this package's, layers', libraries'."""
+        package = Path(__file__).parent
+        left_out = {*package.glob("kit/**/*.py"), *(package / name for name in NO_PART)}
+        files = {*package.rglob("*.py")} - left_out | {package / "kit" / "images.py"}
+        for layer in self.skeleton.modules():
+            module = sys.modules.get(type(layer).__module__)
+            files |= {Path(path) for path in [getattr(module, "__file__", None)] if path}
+        sha = hashlib.sha256(" ".join(map(version, ("torch", "torchvision", "pillow"))).encode())
+        for content in sorted(path.read_bytes() for path in files):
+            sha.update(content)
+        return sha.hexdigest()
 
     @cached_property
     def module(self) -> nn.Module:

@@ -51,6 +51,9 @@ def main(grid: Grid, context: Context) -> None:
     )
     with run:
         log(INFO, "Backbone: %s", backbone)
+        if config.feature_cache and (others := task.load_cache(config).others()):
+            text = "Features are computed anew: those in %s have other settings, weights or code"
+            log(INFO, text, ", ".join(map(str, others)))
         test_data = load_test(config)
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
