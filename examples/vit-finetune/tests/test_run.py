@@ -129,6 +129,23 @@ def test_another_backbone_by_its_name(tmp_path, caplog):
     assert re.search(r"computed anew: those in \S+/resnet18-\w{16} have other", caplog.text)
 
 
+@pytest.mark.parametrize(("normalization", "told"), [("half", True), ("imagenet", False)])
+def test_normalization_is_doubted_where_another_suits(
+    tmp_path, caplog, bright, normalization, told
+):
+    settings = {"model__name": "bright", "model__weights": bright(1.1), "precision": "float32"}
+    in_process(tmp_path, 2, **settings, model__normalization=normalization, num_server_rounds=1)
+    [text] = re.findall("Backbone: .*", caplog.text)
+    path = tmp_path / "bright.pth"
+    assert text.startswith(f"Backbone: bright, 64 features, weights {path}, ")
+    assert text.endswith(f"normalization '{normalization}'")
+    better = (
+        r"'imagenet' suits model.weights better: .* for 0\.[78]\d of them, with 'half' for 0\.1\d"
+    )
+    assert bool(re.search(better, caplog.text)) == told
+    assert ("suits" in caplog.text) == told
+
+
 @pytest.mark.parametrize("stop", [9, 26])  # while features are extracted, while heads are trained
 def test_interrupted_and_resumed_gives_the_same_results(stop, tmp_path):
     settings = {"num_server_rounds": 3, "partitioning": "dirichlet"}

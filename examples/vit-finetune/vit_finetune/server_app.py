@@ -91,6 +91,9 @@ def load_test(config: Config) -> task.Source:
         log(INFO, "Features of %d test images computed, %.0f images/s", report.computed, speed)
     for note in report.notes:
         log(WARNING, "Test set: %s", note)
+    if better := task.better_normalization(config):
+        text = "model.normalization = '%s' suits model.weights better: the nearest to a test image "
+        log(WARNING, text + "is of the same class for %.2f of them, with '%s' for %.2f", *better)
     return source
 
 
