@@ -103,6 +103,20 @@ def test_weights_that_a_builder_brings_are_part_of_the_key(monkeypatch):
     assert Backbone("mine", "none", "half", 32, "float32").key != before
 
 
+def test_builder_may_return_the_same_model_each_time(tmp_path, monkeypatch):
+    model = nn.Sequential(OwnModel(), nn.Linear(5, 2))
+    model(torch.zeros(1, 3, 32, 32))  # shapes its lazy layers
+    monkeypatch.setitem(BUILDERS, "mine", lambda: model)
+    torch.save(model.state_dict(), tmp_path / "mine.pth")
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    for weights in ("none", str(tmp_path / "mine.pth"), "none"):
+        backbone = Backbone("mine", weights, "half", 32, "float32")
+        backbone.check()
+        assert (backbone.head, backbone.width) == ("1", 5)
+        torch.testing.assert_close(backbone.features(images), model[0](images / 127.5 - 1))
+    assert isinstance(model[1], nn.Linear)
+
+
 @pytest.mark.parametrize(
     ("builder", "reason"),
     [

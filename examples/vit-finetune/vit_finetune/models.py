@@ -8,6 +8,7 @@ import sys
 import textwrap
 import zipfile
 from collections.abc import Iterable
+from copy import deepcopy
 from difflib import get_close_matches
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -159,7 +160,8 @@ class Backbone:
         sized = "image_size" in inspect.signature(builder).parameters
         with torch.device(where), torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            model = builder(image_size=self.image_size) if sized else builder()
+            # A copy, for a builder may return the same model each time.
+            model = deepcopy(builder(image_size=self.image_size) if sized else builder())
             hooks = [
                 layer.register_forward_hook(lambda m, _, out, n=name: last.update(at=(n, m, out)))
                 for name, layer in model.named_modules()
