@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 from vit_finetune import dataset, task
-from vit_finetune.features import FeatureCache, LiveFeatures
-from vit_finetune.models import Backbone
+from vit_finetune.features import CachedFeatures, FeatureCache, LiveFeatures, Report
+from vit_finetune.kit import testing
+from vit_finetune.models import BUILDERS, Backbone
 
 BACKBONE = Backbone("vit_tiny", "none", "half", 32, "float32", seed=0)
 
@@ -53,6 +55,94 @@ def test_another_backbone_has_other_features(tmp_path):
     other = Backbone("vit_tiny", "none", "half", 32, "float32", seed=1)
     _, report = FeatureCache(str(tmp_path), other, 32).load(images())
     assert report.computed == len(images())
+
+
+def edited(folder: Path, files: dict[str, str]) -> Path:
+    """Return a copy of the app in which each of these files ends with more lines."""
+    app = testing.copy(folder)
+    for name, lines in files.items():
+        with (app / "vit_finetune" / name).open("a") as file:
+            file.write(f"\n{lines}\n")
+    return app
+
+
+@pytest.fixture
+def load_in(tmp_path, monkeypatch) -> Iterator[Callable[[Path], tuple[CachedFeatures, Report]]]:
+    """Load features as an app in a folder does, of the same images, in the same cache."""
+
+    def load(app: Path) -> tuple[CachedFeatures, Report]:
+        with monkeypatch.context() as patch:
+            for name in [name for name in sys.modules if name.split(".")[0] == "vit_finetune"]:
+                patch.delitem(sys.modules, name)
+            patch.syspath_prepend(app)
+            from vit_finetune import dataset, features, models
+
+            assert Path(models.__file__).is_relative_to(app)
+            partition = dataset.load_partition("digits", 0, 20, "iid", 0.3, 8, 42)
+            backbone = models.Backbone("vit_tiny", "none", "half", 32, "float32", seed=0)
+            return features.FeatureCache(str(tmp_path / "cache"), backbone, 32).load(partition)
+
+    yield load
+    sys.modules.pop("vit_finetune.mine", None)
+
+
+FLIP = "lambda self, *image: before(self, *image).flip(2)"
+EDITS = {
+    "another builder": {
+        "models.py": "BUILDERS['vit_tiny'] = partial(BUILDERS['vit_tiny'], num_layers=2)"
+    },
+    "another crop": {"models.py": f"before, Backbone.central_crop = Backbone.central_crop, {FLIP}"},
+    "another normalization": {"models.py": "NORMALIZATIONS['half'] = ((0.4,) * 3, (0.3,) * 3)"},
+    "other pixels": {
+        "dataset.py": "before = Images.decode\n"
+        "Images.decode = lambda self, row: ImageOps.invert(before(self, row))"
+    },
+    "a new file": {
+        "mine.py": "def mirrored(crop):\n    return crop.flip(2)",
+        "models.py": "from vit_finetune.mine import mirrored\nbefore = Backbone.central_crop\n"
+        "Backbone.central_crop = lambda self, image: mirrored(before(self, image))",
+    },
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_features_of_other_code_are_never_used(load_in, tmp_path, edit):
+    first, _ = load_in(testing.APP)
+    app = edited(tmp_path, EDITS[edit])
+    other, report = load_in(app)
+    assert report.computed == len(other.labels) == len(first.labels)
+    assert (other.features - first.features).abs().mean() > 0.01
+    again, report = load_in(app)
+    assert report.computed == 0
+    assert torch.equal(again.features, other.features)
+    assert load_in(testing.APP)[1].computed == 0  # it still has its own
+
+
+@pytest.mark.parametrize("file", ["models.py", "dataset.py", "features.py", "kit/images.py"])
+def test_each_file_that_decides_features_counts(load_in, tmp_path, file):
+    load_in(testing.APP)
+    _, report = load_in(edited(tmp_path, {file: "# something else"}))
+    assert report.computed == 72
+
+
+def test_an_edited_head_or_server_computes_nothing_anew(load_in, tmp_path):
+    load_in(testing.APP)
+    files = ("task.py", "server_app.py", "client_app.py", "kit/loop.py")
+    _, report = load_in(edited(tmp_path, dict.fromkeys(files, "# something else")))
+    assert report.computed == 0
+
+
+def test_code_of_layers_from_elsewhere_counts(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    codes = set()
+    for size in (1, 3):
+        text = f"from torch import nn\nclass Own(nn.Flatten):\n    size = {size}\n"
+        (tmp_path / "layers_of_mine.py").write_text(text)
+        from layers_of_mine import Own
+
+        monkeypatch.setitem(BUILDERS, "mine", Own)
+        codes.add(Backbone("mine", "none", "half", 32).code)
+    assert len(codes) == 2
 
 
 @pytest.mark.parametrize("damage", ["cut short", "empty", "one bit"])
@@ -159,6 +249,20 @@ def test_folder_without_permission_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RuntimeError, match=r"cache-dir = '.*file/cache'.*feature-cache=false"):
         cache(tmp_path / "file" / "cache").load(images())
+
+
+def test_home_that_is_not_there_is_named():
+    with pytest.raises(RuntimeError, match=r"cache-dir = '~nobody-here/cache'.*home directory.*"):
+        cache(Path("~nobody-here/cache"))
+
+
+@pytest.mark.parametrize("variable", ["xdg", ""])
+def test_folder_of_the_users_cache_is_made(tmp_path, monkeypatch, variable):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / variable) if variable else "")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert FeatureCache("", BACKBONE, 32).load(images())[1].computed == len(images())
+    [path] = tmp_path.rglob("*.safetensors")
+    assert path.is_relative_to(tmp_path / (variable or "home/.cache"))
 
 
 def test_folder_without_room_is_named_and_left_clean(tmp_path):

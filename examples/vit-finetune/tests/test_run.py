@@ -10,6 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 from flwr.app import Array, MessageType
+from torch import nn
+from torchvision import models
 from vit_finetune import dataset
 from vit_finetune.kit.flower import RunFailed
 from vit_finetune.kit.testing import (
@@ -97,6 +99,51 @@ def test_model_file_fits_torchvision(finished):
     accuracy = (predicted.cpu() == images.labels).float().mean().item()
     best = max(e["evaluate_metrics_serverapp"]["accuracy"] for e in results(finished[0]))
     assert accuracy == pytest.approx(best, abs=0.003)  # one image: bfloat16 differs by batch
+
+
+def test_another_backbone_by_its_name(tmp_path, caplog):
+    """The saved head, put on torchvision's ResNet, gives the best accuracy of the run."""
+    settings = {"model__name": "resnet18", "image_size": 32, "precision": "float32"}
+    settings |= {"num_server_rounds": 3, "model__normalization": "half"}
+    history = in_process(tmp_path, 4, **settings)
+    assert history[1]["traffic"]["up_bytes"] > 10 * 512 * 4
+    torch.manual_seed(42)
+    model = models.resnet18().eval()
+    model.fc = nn.Linear(512, 10)
+    head = safetensors.torch.load_file(only_run(tmp_path) / "model.safetensors")
+    assert head.keys() == {"fc.weight", "fc.bias"}
+    assert model.load_state_dict(head, strict=False).unexpected_keys == []
+    backbone = Backbone("resnet18", "none", "half", 32, "float32", seed=42)
+    images = dataset.load_test("digits")
+    crops = torch.stack([backbone.central_crop(images.decode(i)) for i in range(len(images))])
+    with torch.inference_mode():
+        right = model(crops / 127.5 - 1).argmax(1) == images.labels
+    best = max(entry["evaluate_metrics_serverapp"]["accuracy"] for entry in history)
+    assert right.float().mean().item() == pytest.approx(best, abs=0.003)
+    assert best > 0.8
+
+    assert "Features are computed anew" not in caplog.text
+    in_process(tmp_path / "again", 4, **settings | {"num_server_rounds": 1})
+    assert "Features are computed anew" not in caplog.text
+    in_process(tmp_path / "other", 4, **settings | {"num_server_rounds": 1, "image_size": 40})
+    assert re.search(r"computed anew: those in \S+/resnet18-\w{16} have other", caplog.text)
+
+
+@pytest.mark.parametrize(("normalization", "told"), [("half", True), ("imagenet", False)])
+def test_normalization_is_doubted_where_another_suits(
+    tmp_path, caplog, bright, normalization, told
+):
+    settings = {"model__name": "bright", "model__weights": bright(1.1), "precision": "float32"}
+    in_process(tmp_path, 2, **settings, model__normalization=normalization, num_server_rounds=1)
+    [text] = re.findall("Backbone: .*", caplog.text)
+    path = tmp_path / "bright.pth"
+    assert text.startswith(f"Backbone: bright, 64 features, weights {path}, ")
+    assert text.endswith(f"normalization '{normalization}'")
+    better = (
+        r"'imagenet' suits model.weights better: .* for 0\.[78]\d of them, with 'half' for 0\.1\d"
+    )
+    assert bool(re.search(better, caplog.text)) == told
+    assert ("suits" in caplog.text) == told
 
 
 @pytest.mark.parametrize("stop", [9, 26])  # while features are extracted, while heads are trained

@@ -101,9 +101,45 @@ def test_saved_head_works_on_raw_features():
     head = trained(source)
     arrays = {"weight": head.linear.weight.detach().numpy()}
     statistics = {"mean": head.mean.numpy(), "scale": head.scale.numpy()}
-    folded = {k: torch.from_numpy(v) for k, v in whole_head(arrays, statistics).items()}
+    folded = {
+        k: torch.from_numpy(v) for k, v in whole_head(arrays, statistics, "heads.head").items()
+    }
     logits = source.features @ folded["heads.head.weight"].T + folded["heads.head.bias"]
     torch.testing.assert_close(logits, head(source.features), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("feature_cache", [True, False])
+def test_normalization_that_does_not_suit_a_file_is_found(offline, bright, feature_cache):
+    changes = {"model_name": "bright", "model_weights": bright(1.1), "feature_cache": feature_cache}
+    wrong = offline(**changes, model_normalization="half")
+    better, there, used, here = task.better_normalization(wrong)
+    assert (better, used) == ("imagenet", "half")
+    assert there > 0.75
+    assert here < 0.15
+    assert task.better_normalization(wrong) == (better, there, used, here)
+    assert task.better_normalization(offline(**changes, model_normalization="imagenet")) is None
+
+
+def test_normalization_that_does_as_well_is_left_alone(offline, bright):
+    changes = {"model_name": "bright", "model_weights": bright(-3)}
+    for name in ("imagenet", "half"):
+        assert task.better_normalization(offline(**changes, model_normalization=name)) is None
+
+
+def test_only_weights_from_a_file_may_want_another_normalization(offline):
+    assert task.better_normalization(offline()) is None
+
+
+def test_real_weights_want_their_own_normalization(real_data, offline):
+    changes = {
+        "dataset": str(real_data / "oxford-flowers"),
+        "model_weights": str(real_data / "vit-tiny" / "vit_tiny_patch16_224_torchvision.pth"),
+        "image_size": 224,
+    }
+    found = task.better_normalization(offline(**changes, model_normalization="imagenet"))
+    assert found[::2] == ("half", "imagenet")
+    assert found[1] - found[3] > 0.1
+    assert task.better_normalization(offline(**changes, model_normalization="half")) is None
 
 
 def test_held_out_images_are_not_trained_on(offline):

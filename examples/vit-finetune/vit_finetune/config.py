@@ -13,6 +13,7 @@ from vit_finetune.kit.settings import (
     some_text,
     true_or_false,
 )
+from vit_finetune.models import NORMALIZATIONS
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Config(Settings):
     test_fraction: float = fraction(zero=True, one=False)
     model_name: str = some_text("model.name")
     model_weights: str = some_text("model.weights")
-    model_normalization: str = one_of("imagenet", "half", name="model.normalization")
+    model_normalization: str = one_of(*NORMALIZATIONS, name="model.normalization")
     image_size: int = key(lambda v: 16 <= v <= 1024, "a whole number from 16 to 1024")
     precision: str = one_of("auto", "float32", "bfloat16")
     feature_cache: bool = true_or_false()

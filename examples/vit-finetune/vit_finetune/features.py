@@ -1,5 +1,6 @@
 """Where the head's input comes from: features cached on disk, or the backbone, image by image."""
 
+import glob
 import hashlib
 import json
 import os
@@ -25,9 +26,6 @@ from vit_finetune.kit.files import write_whole
 from vit_finetune.models import Backbone, device
 
 FORMAT = "vit_finetune features 1"
-DEFAULT_FOLDER = Path(
-    os.environ.get("XDG_CACHE_HOME") or "~/.cache", "flower-examples/vit-finetune"
-)
 
 
 class Source(Protocol):
@@ -121,16 +119,29 @@ class FeatureCache:
     partition takes from the files of others what they hold already.
 
     Args:
-        folder: where the files go; empty for DEFAULT_FOLDER.
+        folder: where the files go; empty for flower-examples/vit-finetune in the user's cache.
         backbone: what computes the features; loaded only if something is missing.
         batch_size: images in one forward pass.
+
+    Raises:
+        RuntimeError: there is no such home folder.
     """
 
     def __init__(self, folder: str, backbone: Backbone, batch_size: int) -> None:
-        self.root = Path(folder or DEFAULT_FOLDER).expanduser()
+        home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        self.root = Path(folder or f"{home}/flower-examples/vit-finetune")
+        with storage_errors(self.root):
+            self.root = self.root.expanduser()
         self.backbone, self.batch_size = backbone, batch_size
         digest = hashlib.sha256(backbone.key.encode()).hexdigest()[:16]
         self.folder = self.root / f"{backbone.name}-{digest}"
+
+    def others(self) -> list[Path]:
+        """Return folders of this model under other settings or code, where this one is empty."""
+        if any(self.folder.glob("*.safetensors")):
+            return []
+        named = self.root.glob(f"{glob.escape(self.backbone.name)}-{'?' * 16}")
+        return sorted({*named} - {self.folder})
 
     def load(self, images: Images) -> tuple[CachedFeatures, Report]:
         """Return the features of the images that can be read, computing what is missing.
@@ -243,9 +254,10 @@ def storage_errors(root: Path) -> Iterator[None]:
     """Turn what the file system says into one line that names the key."""
     try:
         yield
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise RuntimeError(
-            f"cache-dir = '{root}': features cannot be kept there ({error.strerror or error}); "
+            f"cache-dir = '{root}': features cannot be kept there ({reason}); "
             "choose another folder with cache-dir, or feature-cache=false"
         ) from None
 

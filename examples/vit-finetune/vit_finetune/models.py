@@ -1,14 +1,25 @@
-"""The frozen backbone: a Vision Transformer of torchvision, its weights and its transform."""
+"""The frozen backbone: a model without its head, its weights and its transform."""
 
 import hashlib
+import inspect
 import json
+import re
+import sys
+import textwrap
 import zipfile
+from collections.abc import Iterable
+from copy import deepcopy
+from difflib import get_close_matches
 from functools import cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from torchvision import models
 from torchvision.models import VisionTransformer
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
@@ -18,11 +29,25 @@ NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
-BUILDERS = {name: partial(models.get_model, name) for name in models.list_models(include="vit_*")}
+PUBLISHED = models.list_models(module=models)
+# What makes a model that classifies or gives features; `image_size` is passed where it is taken.
+BUILDERS: dict[str, Any] = {name: partial(models.get_model, name) for name in PUBLISHED}
+for name in models.list_models(include="vit_*"):
+    BUILDERS[name] = lambda image_size, name=name: models.get_model(name, image_size=image_size)
+for name in ("googlenet", "inception_v3"):  # their published weights are for pixels from -1 to 1
+    BUILDERS[name] = partial(models.get_model, name, transform_input=True, init_weights=True)
+BUILDERS["maxvit_t"] = lambda image_size: models.maxvit_t(input_size=(image_size, image_size))
 # ViT-Ti/16 of Touvron et al. 2021, https://arxiv.org/abs/2012.12877
 BUILDERS["vit_tiny"] = partial(
     VisionTransformer, patch_size=16, num_layers=12, num_heads=3, hidden_dim=192, mlp_dim=768
 )
+
+# Names that a checkpoint has its state dict under; and what PyTorch once called DenseNet's layers.
+CHECKPOINTS = ("model", "state_dict", "model_state_dict")
+DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
+
+# Files of this package that decide nothing about a feature; all others, new ones too, may.
+NO_PART = ("client_app.py", "config.py", "extraction.py", "server_app.py", "task.py")
 
 
 def device() -> torch.device:
@@ -42,11 +67,14 @@ def best_precision() -> str:
 
 
 class Backbone:
-    """A frozen Vision Transformer without its head, loaded when first used.
+    """A frozen model without its head, whose weights are loaded when first used.
+
+    The head is the linear layer that gives the model's output; its input is the features. Where
+    no linear layer does, the output is the features. `head` is its name, empty if there is none.
 
     Args:
-        name: a ViT of torchvision, or "vit_tiny".
-        weights: a name of torchvision's, a state-dict file, or "none" for random ones.
+        name: a key of BUILDERS.
+        weights: a name of torchvision's, a state-dict file, or "none" for those of the builder.
         normalization: a key of NORMALIZATIONS.
         image_size: side of the square that the model sees, in pixels.
         precision: "float32", "bfloat16" or "auto".
@@ -66,28 +94,47 @@ class Backbone:
         seed: int = 0,
     ) -> None:
         if name not in BUILDERS:
-            raise ValueError(f"model.name = '{name}': choose one of {', '.join(sorted(BUILDERS))}")
+            near = ", ".join(get_close_matches(name, BUILDERS, 5, 0))
+            raise ValueError(
+                f"model.name = '{name}': not in BUILDERS of models.py; near it: {near}"
+            )
         self.name, self.weights, self.seed = name, weights, seed
         self.image_size, self.resize = image_size, round(image_size * 256 / 224)
         self.interpolation = InterpolationMode.BILINEAR
+        self.normalization = normalization
         self.mean, self.std = NORMALIZATIONS[normalization]
         self.precision = best_precision() if precision == "auto" else precision
         if self.published:
-            self.adopt_transform(normalization)
-        with torch.device("meta"):  # shapes only
-            self.skeleton = self.build()
-        self.width: int = self.skeleton.hidden_dim
+            self.adopt_transform()
+        try:
+            try:
+                self.skeleton, self.head, self.width = self.build("meta")  # shapes only
+            except Exception:  # a model that computes with values while it is built or run
+                self.skeleton, self.head, self.width = self.build("cpu")
+                self.skeleton.to("meta")
+        except Exception as error:  # builders and models raise all kinds
+            raise ValueError(
+                f"model.name = '{name}' cannot be built and run with image-size = {image_size}: "
+                f"{type(error).__name__}: {textwrap.shorten(str(error), 300)}"
+            ) from error
+
+    def __str__(self) -> str:
+        features = f"{self.width} features{f' before {self.head}' if self.head else ''}"
+        way = f"{self.precision}, normalization '{self.normalization}'"
+        return f"{self.name}, {features}, weights {self.weights}, {way}"
+
+    @property
+    def names(self) -> dict[str, models.WeightsEnum]:
+        """Return torchvision's published weights for this model, by name."""
+        known = self.name in PUBLISHED
+        return dict(models.get_model_weights(self.name).__members__) if known else {}
 
     @property
     def published(self) -> models.WeightsEnum | None:
         """Return torchvision's published weights, None if they are not from there."""
-        if self.name == "vit_tiny":
-            return None
-        return next(
-            (w for w in models.get_model_weights(self.name) if w.name == self.weights), None
-        )
+        return self.names.get(self.weights)
 
-    def adopt_transform(self, normalization: str) -> None:
+    def adopt_transform(self) -> None:
         """Take size, interpolation and normalisation from the published weights."""
         preset = self.published.transforms()
         [size], [self.resize] = preset.crop_size, preset.resize_size
@@ -95,23 +142,42 @@ class Backbone:
             raise ValueError(
                 f"image-size = {self.image_size}: model.weights = '{self.weights}' needs {size}"
             )
-        if (tuple(preset.mean), tuple(preset.std)) != NORMALIZATIONS[normalization]:
+        trained = (tuple(preset.mean), tuple(preset.std))
+        if trained != (self.mean, self.std):
+            fits = [name for name, values in NORMALIZATIONS.items() if values == trained]
             raise ValueError(
-                f"model.normalization = '{normalization}': model.weights = '{self.weights}' was "
-                "trained with 'imagenet'"
+                f"model.normalization = '{self.normalization}': model.weights = '{self.weights}' "
+                f"was trained with '{fits[0] if fits else trained}'"
             )
         self.interpolation = preset.interpolation
 
-    def build(self) -> VisionTransformer:
-        try:
-            model = BUILDERS[self.name](image_size=self.image_size)
-        except AssertionError as error:
-            raise ValueError(
-                f"image-size = {self.image_size}: not a multiple of the patch size of "
-                f"{self.name} ({error})"
-            ) from None
-        model.heads = nn.Identity()
-        return model
+    def build(self, where: str) -> tuple[nn.Module, str, int]:
+        """Return the model without its head, the head's name, and the number of features.
+
+        It runs once, on an empty image: that shows what its head is, and shapes lazy layers.
+        """
+        builder, last = BUILDERS[self.name], {}
+        sized = "image_size" in inspect.signature(builder).parameters
+        with torch.device(where), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            # A copy, for a builder may return the same model each time.
+            model = deepcopy(builder(image_size=self.image_size) if sized else builder())
+            hooks = [
+                layer.register_forward_hook(lambda m, _, out, n=name: last.update(at=(n, m, out)))
+                for name, layer in model.named_modules()
+                if not list(layer.children())
+            ]
+            output = model.eval()(torch.zeros(1, 3, self.image_size, self.image_size))
+        for hook in hooks:
+            hook.remove()
+        if not (isinstance(output, Tensor) and output.ndim == 2):
+            given = getattr(output, "shape", type(output))
+            raise TypeError(f"it gives {given} for an image, not (1, features)")
+        name, layer, result = last.get("at", ("", None, None))
+        if not (isinstance(layer, nn.Linear) and result is output):
+            return model, "", output.shape[1]
+        model.set_submodule(name, nn.Identity())
+        return model, name, layer.in_features
 
     @cached_property
     def file(self) -> Path | None:
@@ -122,24 +188,25 @@ class Backbone:
             return download(self.published)
         path = Path(self.weights).expanduser()
         if not path.is_file():
-            names = [] if self.name == "vit_tiny" else models.get_model_weights(self.name)
-            allowed = ", ".join([*(weights.name for weights in names), "none"])
             raise ValueError(
                 f"model.weights = '{self.weights}': no such file; for {self.name} it may also be "
-                f"one of {allowed}"
+                f"one of {', '.join([*self.names, 'none'])}"
             )
         return path
 
     def check(self) -> None:
         """Raise ValueError if the weights do not fit; nothing of them is read but their names."""
         if self.file is not None:
-            read_weights(self.file, self.skeleton)
+            load_weights(self.file, self.skeleton, self.head)
 
     @cached_property
     def key(self) -> str:
-        """All that a feature depends on but the image: weights, transform, precision (JSON)."""
-        if self.file is None:
-            weights = f"random, seed {self.seed}"
+        """All that a feature depends on but the image: code, weights, transform, precision."""
+        if self.file is None:  # a builder may take them from anywhere
+            sha = hashlib.sha256()
+            for value in self.module.state_dict().values():
+                sha.update(value.cpu().reshape(-1).view(torch.uint8).numpy())
+            weights = f"of the builder, {sha.hexdigest()}"
         else:
             with self.file.open("rb") as file:
                 weights = hashlib.file_digest(file, "sha256").hexdigest()
@@ -150,25 +217,46 @@ class Backbone:
                 "transform": [self.resize, self.image_size, self.interpolation.value],
                 "normalization": [self.mean, self.std],
                 "precision": self.precision,
+                "code": self.code,
             }
         )
 
     @cached_property
-    def module(self) -> VisionTransformer:
+    def code(self) -> str:
+        """A digest of the code that a feature depends on: this package's, layers', libraries'."""
+        package = Path(__file__).parent
+        left_out = {*package.glob("kit/**/*.py"), *(package / name for name in NO_PART)}
+        files = {*package.rglob("*.py")} - left_out | {package / "kit" / "images.py"}
+        for layer in self.skeleton.modules():
+            module = sys.modules.get(type(layer).__module__)
+            files |= {Path(path) for path in [getattr(module, "__file__", None)] if path}
+        sha = hashlib.sha256(" ".join(map(version, ("torch", "torchvision", "pillow"))).encode())
+        for content in sorted(path.read_bytes() for path in files):
+            sha.update(content)
+        return sha.hexdigest()
+
+    @cached_property
+    def module(self) -> nn.Module:
         """The model itself, frozen, in its precision, on the device."""
-        if self.file is None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
-                model = self.build()
-        else:
-            model = self.skeleton
-            model.load_state_dict(read_weights(self.file, model), assign=True)
-        model.requires_grad_(False)
-        return model.eval().to(device(), getattr(torch, self.precision))
+        model, _, _ = self.build("cpu")
+        if self.file is not None:
+            load_weights(self.file, model, self.head)
+        dtype = getattr(torch, self.precision)
+        model.requires_grad_(False).to(device(), dtype)
+        if dtype != torch.float32:
+            empty = torch.zeros(1, 3, self.image_size, self.image_size, dtype=dtype)
+            try:
+                model(empty.to(device()))
+            except RuntimeError as error:
+                raise ValueError(
+                    f"precision = '{self.precision}': {self.name} cannot compute in it here "
+                    f"({textwrap.shorten(str(error), 300)}); set precision = 'float32'"
+                ) from error
+        return model
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
-        """Map uint8 images (N, 3, S, S) to class tokens (N, width), in the backbone's precision."""
+        """Map uint8 images (N, 3, S, S) to features (N, width), in the backbone's precision."""
         batch = images.to(device(), torch.float32, non_blocking=True) / 255
         mean, std = (torch.tensor(v, device=device()).view(3, 1, 1) for v in (self.mean, self.std))
         return self.module(((batch - mean) / std).to(getattr(torch, self.precision)))
@@ -202,38 +290,54 @@ def download(weights: models.WeightsEnum) -> Path:
     return path
 
 
-def read_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
-    """Read a state dict that fits the model; the file's own head, if it has one, is left out.
+def load_weights(path: Path, model: nn.Module, head: str) -> None:
+    """Put a file's weights into a model; the file's own head, if it has one, is left out.
 
     Raises:
         ValueError: the file is not a state dict, or names the keys that differ.
     """
+    state = read_weights(path)
+    parts = first_parts([*model.state_dict(), f"{head}."])
+    # A prefix of all names is what the model was wrapped in: "module.", "_orig_mod.", "model.".
+    while len(wrapper := first_parts(state)) == 1 and not wrapper & {*parts, *state}:
+        consume_prefix_in_state_dict_if_present(state, wrapper.pop())
+    for name in list(state):
+        value = state.pop(name)
+        if not (head and name.startswith(f"{head}.")):
+            state[DENSENET.sub(r"\1", name)] = value
     try:
-        # A mapped file is read once, on its way into the precision wanted.
-        mapped = zipfile.is_zipfile(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # what a damaged or foreign file raises depends on its first bytes
-        reason = str(error).splitlines()[0]
+        model.load_state_dict(state, assign=True)
+    except (RuntimeError, ValueError) as error:
+        problems = str(error).split("\n\t")[1:] or [str(error)]
+        shown = "; ".join(textwrap.shorten(problem, 200) for problem in problems[:5])
         raise ValueError(
-            f"model.weights = '{path}': not a state dict that can be read safely; save one with "
+            f"model.weights = '{path}' does not fit model.name: {shown}. Look at model.name and "
+            "image-size; weights of another library's model need its builder in BUILDERS"
+        ) from None
+
+
+def first_parts(names: Iterable[str]) -> set[str]:
+    """Return what stands up to the first dot, that included, in each name."""
+    return {"".join(name.partition(".")[:2]) for name in names}
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict, PyTorch's or in safetensors format, alone or in a checkpoint."""
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:  # a mapped file is read once, on its way into the precision wanted
+            mapped = zipfile.is_zipfile(path)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        for name in CHECKPOINTS:
+            state = state[name] if isinstance(state.get(name), dict) else state
+        if not all(isinstance(value, Tensor) for value in state.values()):
+            raise TypeError(f"it holds {textwrap.shorten(', '.join(map(str, state)), 200)}")
+    except Exception as error:  # what a damaged or foreign file raises depends on its first bytes
+        reason = textwrap.shorten(str(error), 300)
+        raise ValueError(
+            f"model.weights = '{path}': not a state dict that can be read safely, alone or as "
+            f"{' or '.join(CHECKPOINTS)} of a checkpoint; save one with "
             f"torch.save(model.state_dict(), path) ({reason})"
         ) from None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"model.weights = '{path}': not a state dict (names and tensors only)")
-    state = {name: value for name, value in state.items() if not name.startswith("heads.")}
-    wanted = model.state_dict()
-    differences = [f"lacks {name}" for name in wanted.keys() - state.keys()]
-    differences += [f"has unknown {name}" for name in state.keys() - wanted.keys()]
-    differences += [
-        f"{name} is {tuple(state[name].shape)}, not {tuple(wanted[name].shape)}"
-        for name in wanted.keys() & state.keys()
-        if state[name].shape != wanted[name].shape
-    ]
-    if differences:
-        shown = "; ".join(sorted(differences)[:5])
-        more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
-        raise ValueError(
-            f"model.weights = '{path}' does not fit model.name: {shown}{more}. Look at "
-            "model.name and image-size"
-        )
     return state

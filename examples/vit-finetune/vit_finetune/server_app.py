@@ -25,7 +25,10 @@ app = ServerApp()
 @shown
 def main(grid: Grid, context: Context) -> None:
     config = Config.from_run_config(context.run_config)
-    run = Run(config, context.run_config, lambda arrays: whole_head(arrays, strategy.statistics))
+    run = Run(
+        *(config, context.run_config),
+        lambda arrays: whole_head(arrays, strategy.statistics, backbone.head),
+    )
     task.check(config)  # before anything is written
     backbone = task.load_backbone(config)
     num_classes = dataset.load_test(config.dataset).num_classes
@@ -47,8 +50,10 @@ def main(grid: Grid, context: Context) -> None:
         remarks=strategy.remarks,
     )
     with run:
-        facts = (backbone.name, backbone.weights, backbone.precision)
-        log(INFO, "Backbone: %s, weights %s, %s", *facts)
+        log(INFO, "Backbone: %s", backbone)
+        if config.feature_cache and (others := task.load_cache(config).others()):
+            text = "Features are computed anew: those in %s have other settings, weights or code"
+            log(INFO, text, ", ".join(map(str, others)))
         test_data = load_test(config)
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
@@ -86,14 +91,18 @@ def load_test(config: Config) -> task.Source:
         log(INFO, "Features of %d test images computed, %.0f images/s", report.computed, speed)
     for note in report.notes:
         log(WARNING, "Test set: %s", note)
+    if better := task.better_normalization(config):
+        text = "model.normalization = '%s' suits model.weights better: the nearest to a test image "
+        log(WARNING, text + "is of the same class for %.2f of them, with '%s' for %.2f", *better)
     return source
 
 
-def whole_head(arrays: Arrays, statistics: Arrays) -> Arrays:
-    """Return the head as torchvision names it, for features as they come from the backbone."""
+def whole_head(arrays: Arrays, statistics: Arrays, name: str) -> Arrays:
+    """Return the head as the model names it, for features as they come from the backbone."""
+    name = name or "head"
     weight = arrays["weight"]
     bias = statistics.get("offset", np.zeros(len(weight), np.float32))
     if "scale" in statistics:
         weight = weight * statistics["scale"]
         bias = bias - weight @ statistics["mean"]
-    return {"heads.head.weight": weight, "heads.head.bias": bias}
+    return {f"{name}.weight": weight, f"{name}.bias": bias}
