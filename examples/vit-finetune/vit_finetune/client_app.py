@@ -8,6 +8,7 @@ from flwr.clientapp import ClientApp
 from vit_finetune import task
 from vit_finetune.config import Config
 from vit_finetune.kit.flower import identify, partition_id
+from vit_finetune.kit.models import load, to_record
 from vit_finetune.kit.seeds import derive_seed
 
 app = ClientApp()
@@ -56,7 +57,7 @@ def train(message: Message, context: Context) -> Message:
         raise RuntimeError(f"training loss is {loss}; try a smaller learning-rate or momentum")
     metrics = {"train_loss": loss, "num-examples": len(data.training.labels)}
     content = {
-        "arrays": ArrayRecord(head.linear.state_dict()),
+        "arrays": to_record(head.linear),
         "metrics": MetricRecord(metrics),
     }
     return Message(RecordDict(content), reply_to=message)
@@ -92,5 +93,5 @@ def load_head(message: Message, config: Config, data: task.Partition) -> task.He
     statistics = message.content["statistics"].to_torch_state_dict()
     standard = task.Statistics(statistics["mean"], statistics["scale"])
     head = task.Head(width, classes, standard, statistics.get("offset"))
-    head.linear.load_state_dict(arrays)
+    load(head.linear, message.content["arrays"])
     return head

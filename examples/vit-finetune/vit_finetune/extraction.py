@@ -16,7 +16,7 @@ from tqdm import tqdm
 from vit_finetune import task
 from vit_finetune.config import Config
 from vit_finetune.kit.clients import Clients, Draw, TooFewReplies
-from vit_finetune.kit.replies import Arrays, one_line, to_numpy, to_record
+from vit_finetune.kit.replies import Arrays, cause, to_numpy, to_record
 
 EXTRACT = f"{MessageType.QUERY}.extract"
 
@@ -129,7 +129,7 @@ class WithFeatures(Strategy):
     def problem(self, reply: Message) -> str:
         """Say what is wrong with a client's answer, whose sums would spoil all statistics."""
         if reply.has_error():
-            return one_line(reply.error.reason)
+            return cause(reply)
         if self.statistics:
             return ""
         sums = to_numpy(reply.content["moments"])

@@ -15,6 +15,7 @@ from vit_finetune.extraction import WithFeatures
 from vit_finetune.kit.clients import Clients, Draw
 from vit_finetune.kit.flower import shown
 from vit_finetune.kit.loop import Loop
+from vit_finetune.kit.models import load, to_record
 from vit_finetune.kit.replies import Arrays
 from vit_finetune.kit.run import Run
 
@@ -58,12 +59,12 @@ def main(grid: Grid, context: Context) -> None:
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
             head = head_of(strategy.statistics, backbone.width, num_classes)
-            head.linear.load_state_dict(arrays.to_torch_state_dict())
+            load(head.linear, arrays)
             loss, accuracy = task.evaluate(head, test_data)
             return MetricRecord({"accuracy": accuracy, "loss": loss})
 
         head = head_of({}, backbone.width, num_classes)
-        initial = ArrayRecord(head.linear.state_dict())
+        initial = to_record(head.linear)
         if config.closed_form and run.round < 0:
             initial = strategy.closed_form()
         loop.start(

@@ -14,6 +14,7 @@ from vit_finetune import dataset
 from vit_finetune.config import Config
 from vit_finetune.dataset import Images
 from vit_finetune.features import FeatureCache, LiveFeatures, Report, Source, readable_rows
+from vit_finetune.kit.models import batches as random_batches
 from vit_finetune.models import NORMALIZATIONS, Backbone, device
 
 
@@ -73,7 +74,7 @@ def train(
     optimizer = torch.optim.SGD(head.parameters(), learning_rate, momentum=momentum, fused=True)
     total_loss = torch.zeros((), device=device())
     for _ in range(epochs):
-        for rows in torch.randperm(len(source.labels)).to(device()).split(batch_size):
+        for rows in random_batches(len(source.labels), batch_size):
             optimizer.zero_grad()
             logits = head(source.batch(rows, augment=True))
             loss = cross_entropy(logits, source.labels[rows], label_smoothing=label_smoothing)
