@@ -11,6 +11,7 @@ from vit_finetune.kit.settings import (
     one_of,
     positive,
     some_text,
+    split_or_share,
     true_or_false,
 )
 
@@ -19,6 +20,7 @@ from vit_finetune.kit.settings import (
 class Config(Settings):
     """A field for each key of `[tool.flwr.app.config]`; pyproject.toml explains them."""
 
+    test_split: str = split_or_share()
     partitioning: str = one_of("iid", "dirichlet")
     dirichlet_alpha: float = positive()
     min_partition_size: int = at_least(2)

@@ -63,6 +63,7 @@ def partition_id(context: Context) -> int:
 
 
 def identify(message: Message, context: Context) -> Message:
-    """Tell which partition this node holds: node ids are random."""
-    node = MetricRecord({"partition-id": partition_id(context)})
+    """Tell which partition of how many this node holds: node ids are random."""
+    count = int(context.node_config["num-partitions"])
+    node = MetricRecord({"partition-id": partition_id(context), "num-partitions": count})
     return Message(RecordDict({"node": node}), reply_to=message)

@@ -2,7 +2,7 @@
 """Clients: who is there, who takes part in a phase, and how they are asked."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from logging import INFO, WARNING
 from typing import Any
@@ -58,6 +58,8 @@ class Clients:
         config: the settings; `min-replies` nodes are waited for, for `round-timeout` seconds.
         needed: further numbers of nodes to wait for, by the key that asks for them.
         at_once: how many messages may be unanswered; 0 for no limit.
+        check: called once with the number of partitions, when nodes have told it; raises what
+            is wrong with that number.
     """
 
     def __init__(
@@ -66,8 +68,9 @@ class Clients:
         config: Settings,
         needed: Mapping[str, int] | None = None,
         at_once: int = 0,
+        check: Callable[[int], None] | None = None,
     ) -> None:
-        self.grid, self.config, self.at_once = grid, config, at_once
+        self.grid, self.config, self.at_once, self.check = grid, config, at_once, check
         self.needed = dict(needed or {}) | {config.key_of("min_replies"): config.min_replies}
         self.partitions: dict[int, int] = {}  # by node id, which Flower draws anew in each run
         self.awaited: list[int] = []  # node ids of the last messages, of those to be sent yet, too
@@ -91,7 +94,11 @@ class Clients:
             if reply.has_error():
                 log(WARNING, "Node %d left out: %s", node_id, one_line(reply.error.reason))
             else:
-                self.partitions[node_id] = int(reply.content["node"]["partition-id"])
+                node = reply.content["node"]
+                self.partitions[node_id] = int(node["partition-id"])
+                if self.check:
+                    check, self.check = self.check, None
+                    check(int(node["num-partitions"]))
         known = [node_id for node_id in node_ids if node_id in self.partitions]
         nodes = {self.partitions[node_id]: node_id for node_id in known}
         if len(nodes) < len(known):
