@@ -43,9 +43,9 @@ def load_digits(size: int, channels: int) -> Dataset:
     from sklearn.datasets import load_digits as load  # slow to import, seldom needed
 
     digits = load()
-    scale, margin = size // 8, size % 8 // 2
+    scale, margin = size // 8, size % 8
     enlarged = np.kron(digits.images * (255 / 16), np.ones((scale, scale))).astype(np.uint8)
-    images = np.pad(enlarged, ((0, 0), (margin, margin), (margin, margin)))
+    images = np.pad(enlarged, ((0, 0), *[(margin // 2, margin - margin // 2)] * 2))
     if channels > 1:
         images = np.stack([images] * channels, axis=-1)
     features = Features({"image": datasets.Image(), "label": ClassLabel(names=list("0123456789"))})

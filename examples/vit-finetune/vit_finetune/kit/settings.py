@@ -60,7 +60,7 @@ def some_text(name: str = "", *, may_change: bool = False) -> Any:
 
 def split_or_share(name: str = "") -> Any:
     return key(
-        lambda v: SHARE.fullmatch(v) or (re.fullmatch(r"\w+(\.\w+)*", v) and v != "train"),
+        lambda v: SHARE.fullmatch(v) or (re.fullmatch(r"[^\W\d]\w*(\.\w+)*", v) and v != "train"),
         "the name of a split other than train, or a share of the training split, '20%'",
         name,
     )

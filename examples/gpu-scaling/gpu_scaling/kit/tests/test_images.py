@@ -26,7 +26,7 @@ has_digits = pytest.mark.skipif(
 
 @has_digits
 def test_digits_in_the_size_and_channels_asked_for():
-    for size, channels in ((28, 1), (32, 3), (64, 3)):
+    for size, channels in ((28, 1), (31, 1), (32, 3), (64, 3)):
         data = images.load_images("digits", "test", size, channels)
         assert len(data) == 360
         assert open_image(data[0]["image"], 0, "L").size == (size, size)
@@ -64,8 +64,23 @@ def test_a_local_folder_is_loaded(folder):
     } == {*((0, 0), (255, 1))}
 
 
+def test_a_picture_that_is_changed_in_place_is_decoded_anew(folder):
+    name, found = str(folder), []
+    for shade in (255, 100):
+        Pillow.new("L", (28, 28), shade).save(folder / "test" / "light" / "0.png")
+        for cached in (images.labelled, images.decoded, images.load_pixels):
+            cached.cache_clear()
+        found.append(
+            images.to_arrays(images.load_pixels(name, "test", 28, 1), 28, 1)[0][4, 0, 0, 0]
+        )
+    assert found == [255, 100]
+
+
 def test_another_size_is_named(folder):
-    with pytest.raises(RuntimeError, match="an image is 28x28, the network takes 32x32"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"an image is 28x28, the network takes 32x32 \(row 0 \(0.png\)\); resize",
+    ):
         images.load_pixels(str(folder), "train", 32, 3)
 
 
