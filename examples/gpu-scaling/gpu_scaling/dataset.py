@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import cache, cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -90,12 +90,12 @@ class Source:
 
     @property
     def num_classes(self) -> int:
-        return self.described["num_classes"]
+        return json.loads((self.images / "classes.json").read_text())
 
     @property
-    def described(self) -> dict[str, Any]:
-        """What `decoding.decode` says of the images."""
-        return json.loads((self.images / "described.json").read_text())
+    def remarks(self) -> list[str]:
+        """What a user should know of the images, those left out for instance."""
+        return json.loads((self.images / "remarks.json").read_text())
 
     def load(self, split: str, partition: int | None = None) -> Examples:
         """Return a partition's examples of "train" or "test", or map all of them."""

@@ -14,14 +14,14 @@ AT_ONCE = 10_000  # images that are copied in one go
 
 
 def decode(source: Source, folder: Path) -> None:
-    """Write pixels uint8 (N, CHANNELS, IMAGE_SIZE, IMAGE_SIZE), labels int64 (N,), and a summary.
+    """Write pixels uint8 (N, CHANNELS, IMAGE_SIZE, IMAGE_SIZE), labels int64 (N,), and remarks.
 
     Raises:
         RuntimeError: the data cannot be reached, or is not images with one class each.
     """
-    how = (source.dataset, IMAGE_SIZE, CHANNELS, source.test_split)
+    how = (IMAGE_SIZE, CHANNELS, source.test_split)
     for split in SPLITS:
-        data = images.load_pixels(how[0], split, *how[1:])
+        data = images.load_pixels(source.dataset, split, *how)
         shape = (len(data), CHANNELS, IMAGE_SIZE, IMAGE_SIZE)
         path = folder / f"{split}-images.npy"
         pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
@@ -32,11 +32,8 @@ def decode(source: Source, folder: Path) -> None:
             pixels[rows], labels[rows] = images.to_arrays(part, IMAGE_SIZE, CHANNELS)
         pixels.flush()
         np.save(folder / f"{split}-labels.npy", labels)
-    described = {
-        "num_classes": data.features["label"].num_classes,
-        "remarks": images.remarks(*how),
-    }
-    (folder / "described.json").write_text(json.dumps(described))
+    (folder / "classes.json").write_text(json.dumps(data.features["label"].num_classes))
+    (folder / "remarks.json").write_text(json.dumps(images.remarks(source.dataset, *how)))
 
 
 def split(source: Source, folder: Path) -> None:

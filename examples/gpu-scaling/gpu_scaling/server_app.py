@@ -26,7 +26,7 @@ def main(grid: Grid, context: Context) -> None:
     config = Config.from_run_config(context.run_config)
     run = Run(config, context.run_config)
     source = config.source().prepare()  # before anything is written
-    for remark in source.described["remarks"]:
+    for remark in source.remarks:
         log(WARNING, "%s", remark)
     perform = steps.here
     executor = make(config, context.run_id, owner=os.getpid())  # executors

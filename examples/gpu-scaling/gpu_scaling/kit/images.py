@@ -161,11 +161,19 @@ def labelled(dataset: str, split: str, size: int, channels: int) -> Dataset:
     classes = [name for name, kind in kinds.items() if isinstance(kind, ClassLabel)]
     labels = ["label"] if "label" in kinds else classes
     if not len(images) == len(labels) == 1:
-        others = [name for name in kinds if name not in images] or ["labels"]
+        others = [name for name in kinds if name not in images]
+        if len(images) > 1:
+            way_out = recipe(dataset, f"remove_columns({images[1:]})")
+        elif not images:
+            way_out = recipe(dataset, f"cast_column('{others[0]}', datasets.Image())")
+        elif others:
+            way_out = recipe(dataset, f"rename_column('{others[0]}', 'label')")
+        else:
+            way_out = "Sort the images into a folder for each class: train/<class>/"
+        columns = ", ".join(f"{name} ({kind_name(kind)})" for name, kind in kinds.items())
         raise RuntimeError(
             f"dataset = '{dataset}': needs one column of images and a column 'label'; has the "
-            f"columns {', '.join(f'{name} ({kind_name(kind)})' for name, kind in kinds.items())}. "
-            + recipe(dataset, f"rename_column('{others[0]}', 'label')")
+            f"columns {columns}. {way_out}"
         )
     if not len(data):
         raise RuntimeError(f"dataset = '{dataset}': its '{split}' split has no rows")

@@ -149,6 +149,7 @@ def labels_of(name: str, split: str, test_split: str = "test") -> list[str]:
     return found.features["label"].int2str(found["label"][:])
 
 
+PICTURE = Pillow.new("L", (2, 2))
 CLASSES = ClassLabel(names=["a", "b"])
 
 
@@ -205,6 +206,24 @@ def test_the_way_out_of_hidden_labels_works(tmp_path, monkeypatch):
 def test_the_one_column_of_classes_may_have_any_name(tmp_path):
     name = write(tmp_path, CLASSES, "fine_label", train=[0, 1], test=[1])
     assert labels_of(name, "test") == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("table", "way_out"),
+    [
+        ({"path": ["a.png"], "label": [1]}, "cast_column('path', datasets.Image())"),
+        ({"a": [PICTURE], "b": [PICTURE], "label": [1]}, "remove_columns(['b'])"),
+        ({"a": [PICTURE], "fine": [1], "coarse": [1]}, "rename_column('fine', 'label')"),
+        ({"a": [PICTURE]}, "Sort the images into a folder for each class"),
+    ],
+)
+def test_other_columns_are_refused_with_the_way_out(table, way_out, tmp_path):
+    Dataset.from_dict(table).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(
+        RuntimeError, match="needs one column of images and a column 'label'"
+    ) as error:
+        images.load_pixels(str(tmp_path), "train", 28, 1)
+    assert way_out in str(error.value)
 
 
 def test_without_one_column_of_labels_the_columns_are_listed(tmp_path):
