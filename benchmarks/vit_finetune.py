@@ -54,7 +54,7 @@ def one_pass(backbone: Backbone, name: str) -> dict[str, Any]:
     backbone.module  # noqa: B018 loaded before the clock starts
     seconds, count = 0.0, 0
     for split in ("train", "test"):
-        images = dataset.to_images(dataset.load_split(name, split), name)
+        images = dataset.to_images(dataset.load_split(name, split))
         began = time.perf_counter()
         for rows in torch.arange(len(images)).split(32):
             crops = [backbone.central_crop(images.decode(row)) for row in rows.tolist()]

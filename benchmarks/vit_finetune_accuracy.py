@@ -249,7 +249,7 @@ def main() -> None:
         run_config = declared_config(APP) | base
         config = dataclasses.replace(Config.from_run_config(run_config), test_fraction=0.0)
         test = task.load_test(config)[0]
-        images = dataset.to_images(dataset.load_split(config.dataset, "train"), config.dataset)
+        images = dataset.to_images(dataset.load_split(config.dataset, "train"))
         source, _ = task.load_source(config, images)
         training = (source.features.float(), source.labels)
         result |= {

@@ -5,10 +5,13 @@ import warnings
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
 from datasets import Dataset
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
+
+ATTEMPTS = 11  # of flwr-datasets, to split by a Dirichlet distribution
 
 
 class Parts:
@@ -17,10 +20,12 @@ class Parts:
     Args:
         data: for "dirichlet", with a column `label`.
         num_partitions: number of clients.
-        partitioning: "iid" splits evenly and at random; "dirichlet" so that class shares differ
-            from client to client (Yurochkin et al. 2019, https://arxiv.org/abs/1905.12022).
+        partitioning: "same" gives all of it to each client; "iid" splits evenly and at random;
+            "dirichlet" so that class shares differ from client to client (Yurochkin et al. 2019,
+            https://arxiv.org/abs/1905.12022).
         seed: of the split.
         alpha, min_partition_size: of "dirichlet".
+        name: of the data, for errors.
     """
 
     def __init__(
@@ -31,12 +36,64 @@ class Parts:
         seed: int,
         alpha: float = 1.0,
         min_partition_size: int = 1,
+        name: str = "train",
     ) -> None:
         self.data, self.num_partitions, self.partitioning = data, num_partitions, partitioning
         self.seed, self.alpha, self.min_partition_size = seed, alpha, min_partition_size
+        self.name = name
+
+    def check(self, at_least: int = 1) -> None:
+        """Raise an error if the data cannot be split in this way; takes milliseconds.
+
+        Args:
+            at_least: how many examples each client needs.
+
+        Raises:
+            RuntimeError: there is too little of it.
+        """
+        clients, rows = self.num_partitions, len(self.data)
+        if self.partitioning == "same":
+            return
+        if rows < clients * at_least:
+            each = f" of {at_least} each" if at_least > 1 else ""
+            raise RuntimeError(
+                f"{rows} {self.name} images are too few for {clients} clients{each}; "
+                "use fewer clients or more images"
+            )
+        if self.partitioning == "dirichlet":
+            smallest = self.smallest_part()
+            if smallest < self.min_partition_size:
+                raise RuntimeError(
+                    f"dirichlet-alpha = {self.alpha}, min-partition-size = "
+                    f"{self.min_partition_size}: cannot split {rows} {self.name} images into "
+                    f"{clients} partitions, the smallest would have {smallest}; use fewer "
+                    "clients, a larger dirichlet-alpha, or a smaller min-partition-size"
+                )
+
+    def smallest_part(self) -> int:
+        """Return the size of the smallest part in the best of flwr-datasets' attempts.
+
+        The same draws as its own, by size only, and without the seconds that its import takes.
+        """
+        if self.num_partitions * self.min_partition_size > len(self.data):
+            return len(self.data) // self.num_partitions
+        labels = self.data.select_columns("label").with_format("numpy")[:]["label"]
+        counts = np.unique(labels, return_counts=True)[1][:, None]
+        rng, alpha = np.random.default_rng(self.seed), np.full(self.num_partitions, self.alpha)
+        best = 0
+        for _ in range(ATTEMPTS):
+            ends = np.cumsum([rng.dirichlet(alpha) for _ in counts], axis=1) * counts
+            ends = ends.astype(int)
+            ends[:, -1:] = counts
+            best = max(best, int(np.diff(ends, axis=1, prepend=0).sum(axis=0).min()))
+            if best >= self.min_partition_size:
+                break
+        return best
 
     @cached_property
     def partitioner(self) -> "Partitioner":
+        """The one of flwr-datasets."""
+        self.check()
         # Seconds to import (its plots bring seaborn and scipy), and a server never needs it.
         from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
 
@@ -55,17 +112,8 @@ class Parts:
         return partitioner
 
     def load(self, partition_id: int) -> Dataset:
-        """Return one client's part.
-
-        Raises:
-            RuntimeError: the data cannot be split in this way.
-        """
-        try:
-            with warnings.catch_warnings(action="ignore"):  # one paragraph for each retry
-                return self.partitioner.load_partition(partition_id)
-        except ValueError as error:
-            raise RuntimeError(
-                f"dirichlet-alpha = {self.alpha}, min-partition-size = {self.min_partition_size}: "
-                f"cannot split {len(self.data)} examples into {self.num_partitions} partitions "
-                f"({error})"
-            ) from None
+        """Return one client's part; errors as `check`."""
+        if self.partitioning == "same":
+            return self.data
+        with warnings.catch_warnings(action="ignore"):  # one paragraph for each retry
+            return self.partitioner.load_partition(partition_id)

@@ -14,10 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from datasets import ClassLabel, load_dataset
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.common.config import flatten_dict
+from PIL import Image
 
 from . import app_folder
 from .federation import as_run_config
@@ -197,6 +200,69 @@ def copy(folder: Path, *left_out: str) -> Path:
     ignored = shutil.ignore_patterns("outputs", "__pycache__", ".*", *left_out)
     shutil.copytree(APP, app, ignore=ignored)
     return app
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    """Change a copy's code in the only place where it says `old`."""
+    text = path.read_text()
+    assert text.count(old) == 1, (path, old)
+    path.write_text(text.replace(old, new))
+
+
+def write_digits(
+    folder: Path, size: int, make: Callable[[np.ndarray], Image.Image], count: int = 400
+) -> str:
+    """Write scikit-learn's digits as train/<class>/*.png and test/<class>/*.png; return the name.
+
+    Args:
+        folder: is made.
+        size: of a picture in pixels, 28 or 32.
+        make: gets a picture in [0, 1], (size, size).
+        count: of pictures, of which every fourth is for tests.
+    """
+    from sklearn.datasets import load_digits  # which not every app has
+
+    digits = load_digits()
+    for row in range(count):
+        picture = np.pad(np.kron(digits.images[row] / 16, np.ones((3, 3))), (size - 24) // 2)
+        path = folder / ("train" if row % 4 else "test") / str(digits.target[row]) / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make(picture).save(path)
+    return str(folder)
+
+
+def plain(picture: np.ndarray) -> Image.Image:
+    return Image.fromarray((picture * 255).astype(np.uint8))
+
+
+def alpha(picture: np.ndarray) -> Image.Image:
+    """Return black ink whose shape is in the alpha channel only."""
+    image = Image.new("RGBA", picture.shape)
+    image.putalpha(plain(picture))
+    return image
+
+
+def sixteen(picture: np.ndarray) -> Image.Image:
+    return Image.fromarray((picture * 65535).astype(np.uint16))
+
+
+def write_words(folder: Path, size: int) -> str:
+    """Write digits with one split and with words as labels; return the name."""
+    rows = load_dataset(write_digits(folder / "digits", size, plain), split="train")
+    words = ["no. " + rows.features["label"].int2str(label) for label in rows["label"]]
+    rows.remove_columns("label").add_column("label", words).to_parquet(folder / "words/all.parquet")
+    return str(folder / "words")
+
+
+def write_hidden(folder: Path, size: int) -> str:
+    """Write 40 digits, whose 10 labels for tests are -1; return the name."""
+    name = write_digits(folder / "digits", size, plain, 40)
+    for split, rows in load_dataset(name).items():
+        labels = rows["label"][:] if split == "train" else [-1] * len(rows)
+        kind = ClassLabel(num_classes=10)
+        rows = rows.remove_columns("label").add_column("label", labels, feature=kind)
+        rows.to_parquet(folder / "hidden" / f"{split}.parquet")
+    return str(folder / "hidden")
 
 
 def without_wing(app: Path, folder: str, mark: str) -> None:

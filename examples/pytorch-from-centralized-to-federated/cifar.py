@@ -10,6 +10,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--dataset", default="uoft-cs/cifar10", help='also a folder, or "digits"')
+    parser.add_argument("--test-split", default="test", help="or a share to hold out, 20%%")
     parser.add_argument("--network", default="compact", choices=task.NETWORKS, help="which CNN")
     parser.add_argument("--epochs", type=int, default=10, help="passes over the training data")
     parser.add_argument("--batch-size", type=int, default=16, help="images in a step")
@@ -18,7 +19,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42, help="of weights and order")
     arguments = parser.parse_args()
 
-    training, test = (task.load(arguments.dataset, split) for split in ("train", "test"))
+    task.check(arguments.dataset, arguments.test_split)
+    training = task.load(arguments.dataset, "train", arguments.test_split)
+    test = task.load(arguments.dataset, "test", arguments.test_split)
     network = task.build(arguments.network, task.num_classes(arguments.dataset), arguments.seed)
     loss = task.train(
         network,

@@ -16,13 +16,7 @@ from pytorch_example.kit.seeds import derive_seed
 from pytorch_example.privacy import clip_update
 
 app = ClientApp()
-
-
-@app.query()
-def query(message: Message, context: Context) -> Message:
-    """Tell which partition this node holds, once it is known that it can be loaded."""
-    load_data(Config.from_run_config(context.run_config), context)
-    return identify(message, context)
+app.query()(identify)
 
 
 @app.train(mods=[carry_head, clip_update])
@@ -81,6 +75,7 @@ def load_data(config: Config, context: Context) -> tuple[task.Examples, task.Exa
         config.min_partition_size,
         config.test_fraction,
         config.seed,
+        config.test_split,
     )
 
 

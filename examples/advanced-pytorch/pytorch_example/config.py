@@ -9,6 +9,7 @@ from pytorch_example.kit.settings import (
     one_of,
     positive,
     some_text,
+    split_or_share,
     true_or_false,
 )
 
@@ -17,6 +18,7 @@ from pytorch_example.kit.settings import (
 class Config(Settings):
     """A field for each key of `[tool.flwr.app.config]`; pyproject.toml explains them."""
 
+    test_split: str = split_or_share()
     dirichlet_alpha: float = positive()
     min_partition_size: int = at_least(2)
     test_fraction: float = fraction(one=False)

@@ -31,7 +31,8 @@ def main(grid: Grid, context: Context) -> None:
         # Clipping bounds an update, and the median would let one client decide about another.
         config = replace(config, max_update_ratio=math.inf)
     run = Run(config, context.run_config)
-    test_data = task.load_test(config.dataset)  # before anything is written
+    task.check(config.dataset, config.test_split)  # before anything is written
+    test_data = task.load_test(config.dataset, config.test_split)
     torch.manual_seed(config.seed)
     model = task.Net(task.num_classes(config.dataset))
 
@@ -52,7 +53,12 @@ def main(grid: Grid, context: Context) -> None:
         seed = config.seed if config.dp_repeatable_noise else None
         noise, norm = config.dp_noise_multiplier, config.dp_clipping_norm
         strategy = WithPrivacy(strategy, noise, norm, seed, buffers)
-    clients = Clients(grid, config)
+
+    def check(num_partitions: int) -> None:
+        sizes = (config.dirichlet_alpha, config.min_partition_size, config.seed)
+        task.split(config.dataset, num_partitions, *sizes, config.test_split).check()
+
+    clients = Clients(grid, config, check=check)
     strategy = WithPersonalHeads(strategy, clients.partitions.__getitem__)
     draw = Draw(config.fraction_train, config.fraction_evaluate, config.min_replies, config.seed)
 

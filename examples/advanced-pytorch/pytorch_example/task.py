@@ -1,6 +1,7 @@
 """Model, data, training and testing: plain PyTorch, nothing of Flower but its datasets."""
 
 from functools import cache, lru_cache
+from math import ceil
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ EVALUATION_BATCH = 250
 
 
 class Examples(NamedTuple):
-    """Images as uint8 (N, 1, 28, 28) and labels as int64 (N,)."""
+    """Images as uint8 (N, CHANNELS, IMAGE_SIZE, IMAGE_SIZE) and labels as int64 (N,)."""
 
     images: Tensor
     labels: Tensor
@@ -35,12 +36,12 @@ class Net(nn.Module):
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(1, 16, 5, stride=2, padding=2),
+            nn.Conv2d(CHANNELS, 16, 5, stride=2, padding=2),
             nn.ReLU(),
             nn.Conv2d(16, 32, 3, stride=2, padding=1),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(32 * (IMAGE_SIZE // 4) ** 2, 64),
+            nn.Linear(32 * ceil(IMAGE_SIZE / 4) ** 2, 64),
             nn.ReLU(),
         )
         self.head = nn.Linear(64, num_classes)
@@ -48,7 +49,7 @@ class Net(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Map float pixels (N, 1, 28, 28) to logits (N, num_classes)."""
+        """Map float pixels (N, CHANNELS, IMAGE_SIZE, IMAGE_SIZE) to logits (N, num_classes)."""
         return self.head(self.features(pixels))
 
 
@@ -58,7 +59,7 @@ def device() -> torch.device:
 
 
 def to_pixels(batch: Tensor) -> Tensor:
-    """Normalise uint8 images (N, 1, 28, 28) to float32 in channels-last layout."""
+    """Normalise uint8 images (N, CHANNELS, …) to float32 in channels-last layout."""
     pixels = batch.to(device(), torch.float32).div_(255).sub_(PIXEL_MEAN).div_(PIXEL_STD)
     return pixels.contiguous(memory_format=torch.channels_last)
 
@@ -88,7 +89,7 @@ def train(
     optimizer = torch.optim.SGD(parameters, learning_rate, momentum=momentum, fused=True)
     total_loss = torch.zeros((), device=device())
     for _ in range(epochs):
-        for batch in models.batches(len(labels), batch_size):
+        for batch in models.batches(len(labels), batch_size, device()):
             optimizer.zero_grad()
             features, target = model.features(pixels[batch]), labels[batch]
             loss = global_loss = cross_entropy(model.head(features), target)
@@ -117,13 +118,24 @@ def evaluate(model: Net, data: Examples, *heads: nn.Module) -> list[tuple[float,
     return [(loss, accuracy) for loss, accuracy in (totals / len(data.labels)).tolist()]
 
 
-def load_split(dataset: str, split: str) -> Dataset:
-    """Return the split's columns `pixels`, uint8 (784,), and `label`."""
-    return images.load_pixels(dataset, split, IMAGE_SIZE, CHANNELS)
+def load_split(dataset: str, split: str, test_split: str = "test") -> Dataset:
+    """Return the columns `pixels`, uint8 (CHANNELS * IMAGE_SIZE**2,), and `label`.
+
+    Args:
+        dataset: "digits", a local folder, or a Hub name.
+        split: "train" or "test".
+        test_split: the name of the latter, or the share of the former held out for it, "20%".
+    """
+    return images.load_pixels(dataset, split, IMAGE_SIZE, CHANNELS, test_split)
+
+
+def check(dataset: str, test_split: str = "test") -> None:
+    """Raise what is wrong with the data, and say what is left out of it."""
+    images.check_pixels(dataset, IMAGE_SIZE, CHANNELS, test_split)
 
 
 def num_classes(dataset: str) -> int:
-    return load_split(dataset, "test").features["label"].num_classes
+    return load_split(dataset, "train").features["label"].num_classes
 
 
 def to_examples(data: Dataset) -> Examples:
@@ -131,17 +143,22 @@ def to_examples(data: Dataset) -> Examples:
 
 
 @lru_cache
-def load_test(dataset: str) -> Examples:
+def load_test(dataset: str, test_split: str = "test") -> Examples:
     """Load the central test set, once for each process."""
-    return to_examples(load_split(dataset, "test"))
+    return to_examples(load_split(dataset, "test", test_split))
 
 
 @lru_cache
 def split(
-    dataset: str, num_partitions: int, alpha: float, min_partition_size: int, seed: int
+    dataset: str,
+    num_partitions: int,
+    alpha: float,
+    min_partition_size: int,
+    seed: int,
+    test_split: str = "test",
 ) -> Parts:
     """Split the training data so that class shares differ from client to client."""
-    data = load_split(dataset, "train")
+    data = load_split(dataset, "train", test_split)
     return Parts(data, num_partitions, "dirichlet", seed, alpha, min_partition_size)
 
 
@@ -154,9 +171,10 @@ def load_partition(
     min_partition_size: int,
     test_fraction: float,
     seed: int,
+    test_split: str = "test",
 ) -> tuple[Examples, Examples]:
     """Load one client's training and held-out examples, once for each process."""
-    parts = split(dataset, num_partitions, alpha, min_partition_size, seed)
+    parts = split(dataset, num_partitions, alpha, min_partition_size, seed, test_split)
     examples = to_examples(parts.load(partition_id))
     order = torch.from_numpy(
         np.random.default_rng((seed, partition_id)).permutation(len(examples.labels))

@@ -10,6 +10,7 @@ from gpu_scaling.kit.settings import (
     fraction,
     one_of,
     positive,
+    split_or_share,
 )
 from gpu_scaling.steps import Training
 
@@ -25,6 +26,7 @@ class Config(Settings):
     pool_idle: float = positive(may_change=True)  # executors
     step_timeout: float = positive(may_change=True)  # executors
     threads: int = at_least(1)
+    test_split: str = split_or_share()
     partitioning: str = one_of("iid", "dirichlet")
     dirichlet_alpha: float = positive()
     min_partition_size: int = at_least(1)
@@ -49,6 +51,7 @@ class Config(Settings):
             self.min_partition_size,
             self.seed,
             self.cache_dir,
+            self.test_split,
         )
 
     @property

@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,12 +20,13 @@ from filelock import FileLock
 
 from gpu_scaling.executors import Spawn  # executors
 
+IMAGE_SIZE, CHANNELS = 32, 3
 DEFAULT_FOLDER = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "flower-examples/gpu-scaling")
-SPLITS = ("train", "test")
+SPLITS = ("test", "train")  # labels of both are looked at before an image is decoded
 
 
 class Examples(NamedTuple):
-    """Images as uint8 (N, 3, 32, 32) and labels as int64 (N,)."""
+    """Images as uint8 (N, CHANNELS, IMAGE_SIZE, IMAGE_SIZE) and labels as int64 (N,)."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -39,6 +41,8 @@ class Source:
         num_partitions: 0 where nobody asks for a part.
         partitioning: "iid" or "dirichlet", of the training data; test data is always IID.
         cache_dir: where the files go; empty for DEFAULT_FOLDER.
+        test_split: the name of the split to test on, or the share of the training split that is
+            held out for it, "20%".
     """
 
     dataset: str
@@ -48,6 +52,7 @@ class Source:
     min_partition_size: int
     seed: int
     cache_dir: str = ""
+    test_split: str = "test"
 
     def prepare(self) -> "Source":
         """Write the files that are not there yet; other processes wait for the first.
@@ -72,7 +77,8 @@ class Source:
     def images(self) -> Path:
         """The folder of pixels and labels; once known, it travels to other processes."""
         root = Path(self.cache_dir or DEFAULT_FOLDER).expanduser().resolve()
-        return root / digest(self.dataset, changes(Path(self.dataset)))
+        files = changes(Path(self.dataset).expanduser())
+        return root / digest(self.dataset, self.test_split, files, code())
 
     @cached_property
     def rows(self) -> Path:
@@ -85,6 +91,11 @@ class Source:
     @property
     def num_classes(self) -> int:
         return json.loads((self.images / "classes.json").read_text())
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a user should know of the images, those left out for instance."""
+        return json.loads((self.images / "remarks.json").read_text())
 
     def load(self, split: str, partition: int | None = None) -> Examples:
         """Return a partition's examples of "train" or "test", or map all of them."""
@@ -102,6 +113,15 @@ def read(folder: Path, name: str) -> np.ndarray:
 
 def digest(*values: object) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
+@cache
+def code() -> list[str]:
+    """Return what decides, beside the files of a dataset, which pixels they give."""
+    package = Path(__file__).parent
+    names = ("dataset.py", "decoding.py", "kit/images.py", "kit/pixels.py", "kit/partitions.py")
+    libraries = ("datasets", "flwr-datasets", "numpy", "pillow")
+    return [*((package / name).read_text() for name in names), *map(version, libraries)]
 
 
 def changes(folder: Path) -> list[tuple[str, int, int]]:

@@ -5,28 +5,35 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
-from tqdm import tqdm
 
-from gpu_scaling.dataset import SPLITS, Source
-from gpu_scaling.kit.images import load_images, to_pixels
+from gpu_scaling.dataset import CHANNELS, IMAGE_SIZE, SPLITS, Source
+from gpu_scaling.kit import images
 from gpu_scaling.kit.partitions import Parts
 
-IMAGE_SIZE, CHANNELS = 32, 3
+AT_ONCE = 10_000  # images that are copied in one go
 
 
 def decode(source: Source, folder: Path) -> None:
-    """Write pixels uint8 (N, 3, 32, 32), labels int64 (N,), and the number of classes."""
+    """Write pixels uint8 (N, CHANNELS, IMAGE_SIZE, IMAGE_SIZE), labels int64 (N,), and remarks.
+
+    Raises:
+        RuntimeError: the data cannot be reached, or is not images with one class each.
+    """
+    how = (IMAGE_SIZE, CHANNELS, source.test_split)
     for split in SPLITS:
-        data = load_images(source.dataset, split, IMAGE_SIZE, CHANNELS)
+        data = images.load_pixels(source.dataset, split, *how)
         shape = (len(data), CHANNELS, IMAGE_SIZE, IMAGE_SIZE)
         path = folder / f"{split}-images.npy"
         pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-        progress = tqdm(data["image"], f"Decoding {split}", disable=None)  # None: on terminals only
-        for row, image in enumerate(progress):
-            pixels[row] = to_pixels(image, source.dataset, IMAGE_SIZE, CHANNELS)
+        labels = np.empty(len(data), np.int64)
+        for start in range(0, len(data), AT_ONCE):
+            rows = range(start, min(start + AT_ONCE, len(data)))
+            part = data.select(rows)
+            pixels[rows], labels[rows] = images.to_arrays(part, IMAGE_SIZE, CHANNELS)
         pixels.flush()
-        np.save(folder / f"{split}-labels.npy", np.array(data["label"], np.int64))
+        np.save(folder / f"{split}-labels.npy", labels)
     (folder / "classes.json").write_text(json.dumps(data.features["label"].num_classes))
+    (folder / "remarks.json").write_text(json.dumps(images.remarks(source.dataset, *how)))
 
 
 def split(source: Source, folder: Path) -> None:
@@ -42,11 +49,6 @@ def split(source: Source, folder: Path) -> None:
     """
     for name in SPLITS:
         labels = np.load(source.images / f"{name}-labels.npy")
-        if len(labels) < source.num_partitions:
-            raise RuntimeError(
-                f"dataset = '{source.dataset}': {len(labels)} {name} images are too few for "
-                f"{source.num_partitions} clients; use fewer clients or more images"
-            )
         data = Dataset.from_dict({"row": np.arange(len(labels)), "label": labels})
         parts = Parts(
             data,
@@ -55,6 +57,7 @@ def split(source: Source, folder: Path) -> None:
             source.seed,
             source.dirichlet_alpha,
             source.min_partition_size,
+            name,
         )
         clients = [rows(parts.load(partition)) for partition in range(source.num_partitions)]
         np.save(folder / f"{name}-rows.npy", np.concatenate(clients))

@@ -1,10 +1,10 @@
 """The server: what is trained, by which strategy, and how it is tested, in a worker of the pool."""
 
 import os  # executors
-from logging import INFO  # executors
+from logging import INFO, WARNING
 
 from flwr.app import ArrayRecord, Context, MetricRecord
-from flwr.common import log  # executors
+from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvgM
 
@@ -25,7 +25,9 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     config = Config.from_run_config(context.run_config)
     run = Run(config, context.run_config)
-    source = config.source().prepare()
+    source = config.source().prepare()  # before anything is written
+    for remark in source.remarks:
+        log(WARNING, "%s", remark)
     perform = steps.here
     executor = make(config, context.run_id, owner=os.getpid())  # executors
     perform = executor.run  # executors
@@ -42,7 +44,11 @@ def main(grid: Grid, context: Context) -> None:
     strategy = FedAvgM(server_momentum=config.server_momentum)
     strategy.server_opt = True  # the same arithmetic whatever the momentum
     clients = Clients(
-        grid, config, {"min-clients": config.min_clients}, at_once=config.messages_at_once
+        grid,
+        config,
+        {"min-clients": config.min_clients},
+        at_once=config.messages_at_once,
+        check=lambda num_partitions: config.source(num_partitions).prepare(),
     )
     draw = Draw(
         config.clients_to_train, config.clients_to_evaluate, config.min_replies, config.seed

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpu_scaling.dataset import Source
+from gpu_scaling.dataset import CHANNELS, IMAGE_SIZE, Source
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,7 +81,8 @@ def warm_up() -> None:
     from gpu_scaling import task
 
     torch.set_num_threads(1)
-    nothing = np.zeros((2, 3, 32, 32), np.uint8), np.zeros(2, np.int64)
+    shape = (2, CHANNELS, IMAGE_SIZE, IMAGE_SIZE)
+    nothing = np.zeros(shape, np.uint8), np.zeros(2, np.int64)
     network = task.build(2, seed=0)
     task.train(network, *nothing, epochs=1, batch_size=2, learning_rate=0.1, momentum=0.1, seed=0)
     task.evaluate(network, *nothing)

@@ -1,10 +1,13 @@
 """The project itself: network, training and testing. Plain PyTorch, on the process's device."""
 
+from math import ceil
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from gpu_scaling.dataset import CHANNELS, IMAGE_SIZE
 from gpu_scaling.kit import models
 
 EVALUATION_BATCH = 200
@@ -14,11 +17,11 @@ def build(num_classes: int, seed: int) -> nn.Module:
     """Return a new network on the device, 114 thousand parameters; same seed, same weights."""
     torch.manual_seed(seed)
     network = nn.Sequential(
-        *(nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.GroupNorm(4, 32), nn.ReLU()),
+        *(nn.Conv2d(CHANNELS, 32, 3, stride=2, padding=1), nn.GroupNorm(4, 32), nn.ReLU()),
         *(nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.GroupNorm(8, 64), nn.ReLU()),
         *(nn.Conv2d(64, 128, 3, stride=2, padding=1), nn.GroupNorm(8, 128), nn.ReLU()),
         nn.Flatten(),
-        nn.Linear(128 * 4 * 4, num_classes),
+        nn.Linear(128 * ceil(IMAGE_SIZE / 8) ** 2, num_classes),
     )
     # On the CPU this layout of memory makes training and testing faster.
     return network.to(device(), memory_format=torch.channels_last)
@@ -30,7 +33,7 @@ def device() -> torch.device:
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """Scale uint8 images (N, 3, 32, 32) to float32 in [-1, 1]."""
+    """Scale uint8 images (N, CHANNELS, IMAGE_SIZE, IMAGE_SIZE) to float32 in [-1, 1]."""
     pixels = images.to(device(), torch.float32).div_(127.5).sub_(1)
     return pixels.contiguous(memory_format=torch.channels_last)
 
@@ -50,7 +53,7 @@ def train(
 
     Args:
         network: on the device.
-        images: uint8 (N, 3, 32, 32); these and the labels go to the device here.
+        images: uint8 (N, CHANNELS, IMAGE_SIZE, IMAGE_SIZE); they and the labels go to the device.
         labels: int64 (N,).
     """
     torch.manual_seed(seed)
@@ -59,7 +62,7 @@ def train(
     optimizer = torch.optim.SGD(network.parameters(), learning_rate, momentum=momentum, fused=True)
     total_loss = torch.zeros((), device=device())
     for _ in range(epochs):
-        for batch in models.batches(len(targets), batch_size):
+        for batch in models.batches(len(targets), batch_size, device()):
             optimizer.zero_grad()
             loss = cross_entropy(network(to_pixels(inputs[batch])), targets[batch])
             loss.backward()

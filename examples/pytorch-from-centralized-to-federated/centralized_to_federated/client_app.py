@@ -51,15 +51,8 @@ def prepare(
 ) -> tuple[Config, tuple[task.Examples, task.Examples], nn.Module]:
     """Return the settings, this client's training and test data, and the global model."""
     config = Config.from_run_config(context.run_config)
-    data = task.load_partition(
-        config.dataset,
-        partition_id(context),
-        int(context.node_config["num-partitions"]),
-        config.partitioning,
-        config.dirichlet_alpha,
-        config.min_partition_size,
-        config.seed,
-    )
+    count = int(context.node_config["num-partitions"])
+    data = task.load_partition(config.dataset, partition_id(context), count, *config.how)
     network = task.build(config.network, task.num_classes(config.dataset), config.seed)
     models.load(network, message.content["arrays"])
     return config, data, network

@@ -8,6 +8,7 @@ from centralized_to_federated.kit.settings import (
     fraction,
     one_of,
     positive,
+    split_or_share,
 )
 from centralized_to_federated.task import NETWORKS
 
@@ -16,6 +17,7 @@ from centralized_to_federated.task import NETWORKS
 class Config(Settings):
     """A field for each key of `[tool.flwr.app.config]`; pyproject.toml explains them."""
 
+    test_split: str = split_or_share()
     partitioning: str = one_of("same", "iid", "dirichlet")
     dirichlet_alpha: float = positive()
     min_partition_size: int = at_least(2)
@@ -27,3 +29,9 @@ class Config(Settings):
     learning_rate: float = positive()
     momentum: float = fraction(zero=True, one=False)
     server_momentum: float = fraction(zero=True, one=False)
+
+    @property
+    def how(self) -> tuple[str, float, int, int, str]:
+        """How the data is split between clients, as `task.split` takes it."""
+        sizes = (self.dirichlet_alpha, self.min_partition_size)
+        return self.partitioning, *sizes, self.seed, self.test_split

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from math import ceil
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ EVALUATION_BATCH = 500
 
 
 class Examples(NamedTuple):
-    """Images as uint8 (N, 3, 32, 32) and labels as int64 (N,)."""
+    """Images as uint8 (N, CHANNELS, IMAGE_SIZE, IMAGE_SIZE) and labels as int64 (N,)."""
 
     images: Tensor
     labels: Tensor
@@ -31,10 +32,10 @@ def tutorial_network(num_classes: int) -> nn.Module:
     Source: https://pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html
     """
     return nn.Sequential(
-        *(nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(CHANNELS, 6, 5), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),
         nn.Flatten(),
-        *(nn.Linear(16 * 5 * 5, 120), nn.ReLU()),
+        *(nn.Linear(16 * (IMAGE_SIZE // 4 - 3) ** 2, 120), nn.ReLU()),
         *(nn.Linear(120, 84), nn.ReLU()),
         nn.Linear(84, num_classes),
     )
@@ -43,11 +44,11 @@ def tutorial_network(num_classes: int) -> nn.Module:
 def compact_network(num_classes: int) -> nn.Module:
     """Three convolutions and a linear layer."""
     return nn.Sequential(
-        *(nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.GroupNorm(4, 32), nn.ReLU()),
+        *(nn.Conv2d(CHANNELS, 32, 3, stride=2, padding=1), nn.GroupNorm(4, 32), nn.ReLU()),
         *(nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.GroupNorm(8, 64), nn.ReLU()),
         *(nn.Conv2d(64, 128, 3, stride=2, padding=1), nn.GroupNorm(8, 128), nn.ReLU()),
         nn.Flatten(),
-        nn.Linear(128 * 4 * 4, num_classes),
+        nn.Linear(128 * ceil(IMAGE_SIZE / 8) ** 2, num_classes),
     )
 
 
@@ -70,7 +71,7 @@ def device() -> torch.device:
 
 
 def to_pixels(batch: Tensor) -> Tensor:
-    """Scale uint8 images (N, 3, 32, 32) to float32 in [-1, 1]."""
+    """Scale uint8 images (N, CHANNELS, IMAGE_SIZE, IMAGE_SIZE) to float32 in [-1, 1]."""
     pixels = batch.to(device(), torch.float32).div_(127.5).sub_(1)
     return pixels.contiguous(memory_format=torch.channels_last)
 
@@ -95,7 +96,7 @@ def train(
     hidden = None if progress else True  # None: hidden where there is no terminal
     with tqdm(total=epochs * len(labels), unit=" images", disable=hidden) as bar:
         for _ in range(epochs):
-            for batch in models.batches(len(labels), batch_size):
+            for batch in models.batches(len(labels), batch_size, device()):
                 optimizer.zero_grad()
                 pixels = to_pixels(inputs[batch])
                 loss = cross_entropy(network(pixels), labels[batch])
@@ -122,13 +123,24 @@ def evaluate(network: nn.Module, data: Examples) -> tuple[float, float]:
 
 
 @lru_cache
-def load(dataset: str, split: str) -> Examples:
-    """Load the training or test data into tensors, once for each process."""
-    return to_examples(images.load_pixels(dataset, split, IMAGE_SIZE, CHANNELS))
+def load(dataset: str, split: str, test_split: str = "test") -> Examples:
+    """Load the training or test data into tensors, once for each process.
+
+    Args:
+        dataset: "digits", a local folder, or a Hub name.
+        split: "train" or "test".
+        test_split: the name of the latter, or the share of the former held out for it, "20%".
+    """
+    return to_examples(images.load_pixels(dataset, split, IMAGE_SIZE, CHANNELS, test_split))
+
+
+def check(dataset: str, test_split: str = "test") -> None:
+    """Raise what is wrong with the data, and say what is left out of it."""
+    images.check_pixels(dataset, IMAGE_SIZE, CHANNELS, test_split)
 
 
 def num_classes(dataset: str) -> int:
-    data = images.load_pixels(dataset, "test", IMAGE_SIZE, CHANNELS)
+    data = images.load_pixels(dataset, "train", IMAGE_SIZE, CHANNELS)
     return data.features["label"].num_classes
 
 
@@ -138,34 +150,40 @@ def to_examples(data: Dataset) -> Examples:
 
 @lru_cache
 def load_partition(
-    dataset: str,
-    partition_id: int,
-    num_partitions: int,
-    partitioning: str,
-    alpha: float,
-    min_partition_size: int,
-    seed: int,
+    dataset: str, partition_id: int, num_partitions: int, *how: Any
 ) -> tuple[Examples, Examples]:
-    """Load one client's training and test examples, once for each process.
-
-    "same" gives each client all data; "iid" an equal share of both, at random; "dirichlet" a share
-    of the training data in which classes differ from client to client, and an equal share of the
-    test data.
-    """
-    if partitioning == "same":
-        return load(dataset, "train"), load(dataset, "test")
-    sizes = (alpha, min_partition_size)
-    training = split(dataset, "train", num_partitions, partitioning, seed, *sizes)
-    test = split(dataset, "test", num_partitions, "iid", seed)
+    """Load one client's training and test examples, once for each process; `how` as for `split`."""
+    if how[0] == "same":  # and the same tensors
+        return load(dataset, "train", *how[4:]), load(dataset, "test", *how[4:])
+    training, test = split(dataset, num_partitions, *how)
     return to_examples(training.load(partition_id)), to_examples(test.load(partition_id))
 
 
 @lru_cache
 def split(
-    dataset: str, part: str, num_partitions: int, partitioning: str, seed: int, *sizes: float
-) -> Parts:
-    data = images.load_pixels(dataset, part, IMAGE_SIZE, CHANNELS)
-    return Parts(data, num_partitions, partitioning, seed, *sizes)
+    dataset: str,
+    num_partitions: int,
+    partitioning: str,
+    alpha: float,
+    min_partition_size: int,
+    seed: int,
+    test_split: str = "test",
+) -> tuple[Parts, Parts]:
+    """Split the data between clients.
+
+    "same" gives each client all data; "iid" an equal share of both, at random; "dirichlet" a share
+    of the training data in which classes differ from client to client, and an equal share of the
+    test data.
+    """
+    training, test = (
+        images.load_pixels(dataset, part, IMAGE_SIZE, CHANNELS, test_split)
+        for part in ("train", "test")
+    )
+    tests = "same" if partitioning == "same" else "iid"
+    return (
+        Parts(training, num_partitions, partitioning, seed, alpha, min_partition_size),
+        Parts(test, num_partitions, tests, seed, name="test"),
+    )
 
 
 def derive_seed(seed: int, server_round: int = 1, partition_id: int = 0) -> int:

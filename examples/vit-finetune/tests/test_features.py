@@ -169,7 +169,7 @@ from vit_finetune.features import FeatureCache
 from vit_finetune.models import Backbone
 
 folder, size = sys.argv[1], int(sys.argv[2])
-images = dataset.to_images(dataset.load_split("digits", "test"), "digits")
+images = dataset.to_images(dataset.load_split("digits", "test"))
 backbone = Backbone("vit_tiny", "none", "half", size, "float32", seed=0)
 print("ready", flush=True)
 print(FeatureCache(folder, backbone, 8).load(images)[1].computed)
@@ -223,7 +223,7 @@ def test_missing_files_and_empty_cells_are_skipped_too(folder_with_bad_image, tm
     rows = [{"image": row["image"], "label": row["label"]} for row in data]
     rows[-2]["image"] = None  # the last is cut short anyway
     data = data.from_list(rows, features=data.features)
-    source, report = cache(tmp_path).load(dataset.to_images(data, "mine"))
+    source, report = cache(tmp_path).load(dataset.to_images(data))
     assert (report.skipped, len(source.labels)) == (4, 8)
     assert "(lily-0.png): [Errno 2] No such file" in report.notes[0]
     assert "row 10: " in report.notes[-2]

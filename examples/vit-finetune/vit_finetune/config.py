@@ -11,6 +11,7 @@ from vit_finetune.kit.settings import (
     one_of,
     positive,
     some_text,
+    split_or_share,
     true_or_false,
 )
 from vit_finetune.models import NORMALIZATIONS
@@ -20,6 +21,7 @@ from vit_finetune.models import NORMALIZATIONS
 class Config(Settings):
     """A field for each key of `[tool.flwr.app.config]`; pyproject.toml explains them."""
 
+    test_split: str = split_or_share()
     partitioning: str = one_of("iid", "dirichlet")
     dirichlet_alpha: float = positive()
     min_partition_size: int = at_least(2)

@@ -1,20 +1,19 @@
 """The images: loading, partitioning, decoding. Files stay encoded on disk until they are used."""
 
 import hashlib
-import io
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from datasets import Dataset
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from vit_finetune.kit import images
+from vit_finetune.kit import images, pixels
 from vit_finetune.kit.partitions import Parts
+from vit_finetune.kit.pixels import UnreadableImage as UnreadableImage
 
 DIGITS_SIZE = 64  # of the embedded digits, in pixels
 
@@ -50,54 +49,38 @@ class Images:
 
     def name(self, row: int) -> str:
         """Return what tells the user which image it is: its row, and its file if there is one."""
-        image = self.data[row]["image"]
-        path = image["path"] if image else None
-        return f"row {row} ({Path(path).name})" if path else f"row {row}"
+        return pixels.name_of(self.data[row]["image"], row)
 
     def decode(self, row: int) -> Image.Image:
-        """Return an RGB image.
+        """Return an RGB image, upright.
 
         Raises:
             UnreadableImage: names the image and the reason.
         """
-        try:
-            image = Image.open(io.BytesIO(self.encoded(row)))
-            return ImageOps.exif_transpose(image).convert("RGB")
-        except Exception as error:  # Pillow's decoders raise all kinds
-            raise UnreadableImage(f"{self.name(row)}: {reason(error)}") from None
+        return pixels.open_image(self.data[row]["image"], row, "RGB")
 
 
-class UnreadableImage(ValueError):
-    """An image file that cannot be decoded."""
+def load_split(dataset: str, split: str, test_split: str = "test") -> Dataset:
+    """Return the columns `image`, as encoded, and `label`.
+
+    Args:
+        dataset: "digits", a local folder, or a Hub name.
+        split: "train" or "test".
+        test_split: the name of the latter, or the share of the former held out for it, "20%".
+    """
+    return images.load_images(dataset, split, DIGITS_SIZE, 3, test_split)
 
 
-def reason(error: Exception) -> str:
-    text = " ".join(str(error).split()).split(" <_io")[0]  # not the address of a buffer
-    return text or type(error).__name__
-
-
-@lru_cache
-def load_split(dataset: str, split: str) -> Dataset:
-    """Return the split's columns `image`, as encoded, and `label`."""
-    data = images.load_images(dataset, split, DIGITS_SIZE, channels=3)
-    return data.cast_column("image", datasets.Image(decode=False))
-
-
-def to_images(data: Dataset, dataset: str) -> Images:
-    """Read the labels and check them; the image files stay where they are."""
-    classes = data.features["label"].num_classes
+def to_images(data: Dataset) -> Images:
+    """Read the labels; the image files stay where they are."""
     labels = torch.tensor(data.select_columns("label").with_format("numpy")[:]["label"])
-    if bad := sorted(set(labels[(labels < 0) | (labels >= classes)].tolist())):
-        raise RuntimeError(
-            f"dataset = '{dataset}': labels {bad[:5]} are outside 0 to {classes - 1}"
-        )
-    return Images(data, labels, classes)
+    return Images(data, labels, data.features["label"].num_classes)
 
 
 @lru_cache
-def load_test(dataset: str) -> Images:
+def load_test(dataset: str, test_split: str = "test") -> Images:
     """Load the central test set, once for each process."""
-    return to_images(load_split(dataset, "test"), dataset)
+    return to_images(load_split(dataset, "test", test_split))
 
 
 @lru_cache
@@ -108,13 +91,14 @@ def split(
     alpha: float,
     min_partition_size: int,
     seed: int,
+    test_split: str = "test",
 ) -> Parts:
     """Split the training images evenly at random, or so that classes differ between clients."""
-    training = load_split(dataset, "train")
+    training = load_split(dataset, "train", test_split)
     return Parts(training, num_partitions, partitioning, seed, alpha, min_partition_size)
 
 
 @lru_cache
 def load_partition(dataset: str, partition_id: int, num_partitions: int, *how: Any) -> Images:
     """Load one client's images, once for each process; `how` they are split as for `split`."""
-    return to_images(split(dataset, num_partitions, *how).load(partition_id), dataset)
+    return to_images(split(dataset, num_partitions, *how).load(partition_id))

@@ -14,6 +14,7 @@ from vit_finetune.config import Config
 from vit_finetune.extraction import WithFeatures
 from vit_finetune.kit.clients import Clients, Draw
 from vit_finetune.kit.flower import shown
+from vit_finetune.kit.images import UNREADABLE
 from vit_finetune.kit.loop import Loop
 from vit_finetune.kit.models import load, to_record
 from vit_finetune.kit.replies import Arrays
@@ -32,13 +33,13 @@ def main(grid: Grid, context: Context) -> None:
     )
     task.check(config)  # before anything is written
     backbone = task.load_backbone(config)
-    num_classes = dataset.load_test(config.dataset).num_classes
+    num_classes = dataset.load_test(config.dataset, config.test_split).num_classes
 
     momentum = FedAvgM(
         server_learning_rate=config.server_learning_rate, server_momentum=config.server_momentum
     )
     momentum.server_opt = True  # the same arithmetic whatever the momentum
-    clients = Clients(grid, config)
+    clients = Clients(grid, config, check=lambda count: task.check_split(config, count))
     evaluated = config.fraction_evaluate if config.test_fraction > 0 else 0.0
     draw = Draw(config.fraction_train, evaluated, config.min_replies, config.seed)
     strategy = WithFeatures(momentum, config, clients, draw, num_classes, backbone.width)
@@ -52,6 +53,7 @@ def main(grid: Grid, context: Context) -> None:
     )
     with run:
         log(INFO, "Backbone: %s", backbone)
+        clients.connected()  # too many of them end the run before features are computed
         if config.feature_cache and (others := task.load_cache(config).others()):
             text = "Features are computed anew: those in %s have other settings, weights or code"
             log(INFO, text, ", ".join(map(str, others)))
@@ -87,6 +89,11 @@ def head_of(statistics: Arrays, width: int, num_classes: int) -> task.Head:
 def load_test(config: Config) -> task.Source:
     """Load the central test set; say how long its features took, and which images were skipped."""
     source, report = task.load_test(config)
+    if report.skipped > UNREADABLE * (count := report.skipped + len(source.labels)):
+        raise RuntimeError(
+            f"dataset = '{config.dataset}': {report.skipped} of {count} images of its test split "
+            f"cannot be read, first {report.notes[-report.skipped]}"
+        )
     if report.computed:
         speed = report.computed / report.seconds
         log(INFO, "Features of %d test images computed, %.0f images/s", report.computed, speed)

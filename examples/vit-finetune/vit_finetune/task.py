@@ -74,7 +74,7 @@ def train(
     optimizer = torch.optim.SGD(head.parameters(), learning_rate, momentum=momentum, fused=True)
     total_loss = torch.zeros((), device=device())
     for _ in range(epochs):
-        for rows in random_batches(len(source.labels), batch_size):
+        for rows in random_batches(len(source.labels), batch_size, device()):
             optimizer.zero_grad()
             logits = head(source.batch(rows, augment=True))
             loss = cross_entropy(logits, source.labels[rows], label_smoothing=label_smoothing)
@@ -182,10 +182,23 @@ def load_backbone(config: Config) -> Backbone:
 
 def check(config: Config) -> None:
     """Raise what is wrong with the data, the weights or the cache folder, before any work."""
-    images = dataset.load_test(config.dataset)
+    images = dataset.load_test(config.dataset, config.test_split)
     load_backbone(config).check()
     if config.feature_cache:
         load_cache(config).prepare_folder(len(images))
+
+
+def check_split(config: Config, num_partitions: int) -> None:
+    """Raise why the training images cannot be split between so many clients."""
+    dataset.split(
+        config.dataset,
+        num_partitions,
+        config.partitioning,
+        config.dirichlet_alpha,
+        config.min_partition_size,
+        config.seed,
+        config.test_split,
+    ).check(at_least=2 if config.test_fraction else 1)
 
 
 def load_cache(config: Config) -> FeatureCache:
@@ -204,7 +217,7 @@ def load_source(config: Config, images: Images) -> tuple[Source, Report]:
 @lru_cache
 def load_test(config: Config) -> tuple[Source, Report]:
     """Load the central test set, once for each process."""
-    return load_source(config, dataset.load_test(config.dataset))
+    return load_source(config, dataset.load_test(config.dataset, config.test_split))
 
 
 def better_normalization(config: Config) -> tuple[str, float, str, float] | None:
@@ -246,6 +259,7 @@ def load_partition(config: Config, partition_id: int, num_partitions: int) -> Pa
         config.dirichlet_alpha,
         config.min_partition_size,
         config.seed,
+        config.test_split,
     )
     source, report = load_source(config, images)
     order = np.random.default_rng((config.seed, partition_id)).permutation(len(source.labels))

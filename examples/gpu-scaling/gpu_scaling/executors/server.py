@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -221,7 +222,10 @@ def main() -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     if device == "cpu":  # with a GPU, not even this may run here: forks could not use it
-        importlib.import_module("gpu_scaling.steps").warm_up()
+        try:
+            importlib.import_module("gpu_scaling.steps").warm_up()
+        except Exception:  # a step would fail, too, and its client is told why
+            traceback.print_exc()
     gc.collect()
     gc.freeze()  # workers do not touch, and so do not copy, what the server has
     server = Server(listener, path, device, Options(**settings))

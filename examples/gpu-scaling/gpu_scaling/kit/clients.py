@@ -4,7 +4,7 @@
 import re
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from logging import INFO, WARNING
 from typing import Any
@@ -72,6 +72,8 @@ class Clients:
         config: the settings; `min-replies` nodes are waited for, for `round-timeout` seconds.
         needed: further numbers of nodes to wait for, by the key that asks for them.
         at_once: how many messages may be unanswered; 0 for no limit.
+        check: called once with the number of partitions, when nodes have told it; raises what
+            is wrong with that number.
     """
 
     def __init__(
@@ -80,8 +82,9 @@ class Clients:
         config: Settings,
         needed: Mapping[str, int] | None = None,
         at_once: int = 0,
+        check: Callable[[int], None] | None = None,
     ) -> None:
-        self.grid, self.config, self.at_once = grid, config, at_once
+        self.grid, self.config, self.at_once, self.check = grid, config, at_once, check
         self.needed = dict(needed or {}) | {config.key_of("min_replies"): config.min_replies}
         self.partitions: dict[int, int] = {}  # by node id, which Flower draws anew in each run
         self.num_partitions = 0  # of the data, as the nodes know it
@@ -128,6 +131,8 @@ class Clients:
             return cause(reply)
         node = reply.content["node"]
         count = int(node.get("num-partitions", self.num_partitions))
+        if self.check and not self.num_partitions:
+            self.check(count)
         self.num_partitions = self.num_partitions or count
         if count != self.num_partitions:
             return f"its num-partitions = {count}, the others' {self.num_partitions}"

@@ -1,10 +1,12 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
 """Settings: the run config as one typed, checked object."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Self
 
+SHARE = re.compile(r"(?!0+(\.0*)?%)\d{1,2}(\.\d+)?%")  # above 0% and below 100%
 KINDS = {int: "whole number", float: "number", bool: "truth value", str: "text"}
 
 
@@ -54,6 +56,14 @@ def one_of(*choices: Any, name: str = "", may_change: bool = False) -> Any:
 
 def some_text(name: str = "", *, may_change: bool = False) -> Any:
     return key(lambda v: v.strip() != "", "a non-empty text", name, may_change=may_change)
+
+
+def split_or_share(name: str = "") -> Any:
+    return key(
+        lambda v: SHARE.fullmatch(v) or (re.fullmatch(r"[^\W\d]\w*(\.\w+)*", v) and v != "train"),
+        "the name of a split other than train, or a share of the training split, '20%'",
+        name,
+    )
 
 
 def anything(allowed: str, name: str = "", *, may_change: bool = False) -> Any:

@@ -2,9 +2,11 @@
 """Settings: complete, typed, refused by name where they are wrong."""
 
 import re
+from dataclasses import dataclass
 
 import pytest
 
+from ..settings import split_or_share
 from .tiny import RUN_CONFIG, Config
 
 
@@ -40,6 +42,24 @@ def test_a_bad_value_is_refused_by_name(key, value, allowed):
     message = f"run config: {key} = {value!r} is not valid; allowed: {allowed}"
     with pytest.raises(ValueError, match=re.escape(message)):
         Config.from_run_config(RUN_CONFIG | {key: value})
+
+
+@dataclass(frozen=True)
+class WithSplit(Config):
+    test_split: str = split_or_share()
+
+
+@pytest.mark.parametrize("value", ["test", "validation", "test.clean", "20%", "0.5%", "99.9%"])
+def test_a_split_or_a_share_is_accepted(value):
+    assert WithSplit.from_run_config(RUN_CONFIG | {"test-split": value}).test_split == value
+
+
+@pytest.mark.parametrize(
+    "value", ["", "train", "train[:20%]", "0%", "0.0%", "100%", "20 %", "-5%", "a+b", "0.2"]
+)
+def test_no_split_and_no_share_is_refused(value):
+    with pytest.raises(ValueError, match=f"test-split = '{re.escape(value)}' is not valid"):
+        WithSplit.from_run_config(RUN_CONFIG | {"test-split": value})
 
 
 def test_a_missing_key_is_named():

@@ -13,11 +13,12 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 from safetensors.numpy import load_file
 
 from .. import clients
-from ..clients import CommonFault, Draw, TooFewReplies
+from ..clients import Clients, CommonFault, Draw, TooFewReplies
+from ..in_process import InProcessGrid, make_nodes
 from ..processes import cores
 from ..replies import cause
 from ..run import CHECKPOINT, CONFIG, CURVES, MODEL, RESULTS
-from .tiny import CLIENT, play
+from .tiny import CLIENT, RUN_CONFIG, Config, play
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +65,15 @@ class Troubled(ClientApp):
             case "surprise":
                 metrics["surprise"] = 1.0
         return reply
+
+
+def test_the_number_of_partitions_is_checked_once():
+    config, seen = Config.from_run_config(RUN_CONFIG), []
+    grid = InProcessGrid(CLIENT, make_nodes(4, 1, RUN_CONFIG), 1, 1)
+    all_clients = Clients(grid, config, check=seen.append)
+    for _ in range(2):
+        assert sorted(all_clients.connected()) == [0, 1, 2, 3]
+    assert seen == [4]
 
 
 PROBLEMS = {
