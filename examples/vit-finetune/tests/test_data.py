@@ -23,7 +23,7 @@ SMALL = {"num_server_rounds": 1, "image_size": 32}
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     """Have each test compute features of its own; the datasets stay where they are."""
-    monkeypatch.setattr("vit_finetune.features.DEFAULT_FOLDER", tmp_path / "features")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "features"))
 
 
 @pytest.mark.parametrize("make", [alpha, sixteen])

@@ -94,7 +94,7 @@ EDITS = {
     "another crop": {"models.py": f"before, Backbone.central_crop = Backbone.central_crop, {FLIP}"},
     "another normalization": {"models.py": "NORMALIZATIONS['half'] = ((0.4,) * 3, (0.3,) * 3)"},
     "other pixels": {
-        "dataset.py": "before = Images.decode\n"
+        "dataset.py": "from PIL import ImageOps\nbefore = Images.decode\n"
         "Images.decode = lambda self, row: ImageOps.invert(before(self, row))"
     },
     "a new file": {

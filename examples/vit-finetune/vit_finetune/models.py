@@ -226,7 +226,8 @@ class Backbone:
         """A digest of the code that a feature depends on: this package's, layers', libraries'."""
         package = Path(__file__).parent
         left_out = {*package.glob("kit/**/*.py"), *(package / name for name in NO_PART)}
-        files = {*package.rglob("*.py")} - left_out | {package / "kit" / "images.py"}
+        kit = {package / "kit" / name for name in ("images.py", "pixels.py")}
+        files = {*package.rglob("*.py")} - left_out | kit
         for layer in self.skeleton.modules():
             module = sys.modules.get(type(layer).__module__)
             files |= {Path(path) for path in [getattr(module, "__file__", None)] if path}
