@@ -16,7 +16,7 @@ import safetensors.numpy
 from flwr.common import log
 
 from .curves import draw_curves
-from .files import write_json, write_whole
+from .files import without_nan, write_json, write_whole
 from .replies import Arrays
 from .settings import Settings
 from .strategies import pack, unpack
@@ -64,7 +64,7 @@ class Run:
             then = json.loads(earlier.read_text())
         else:
             raise ValueError(f"resume-from: {self.folder} holds no run (no {CHECKPOINT})")
-        now = self.run_config
+        then, now = without_nan(then), without_nan(self.run_config)
         for key in sorted((then.keys() | now.keys()) - self.config.may_change()):
             if then.get(key) != now.get(key):
                 raise ValueError(
@@ -146,8 +146,8 @@ class Run:
             log(INFO, "Model:   %s (round %d)", self.folder / MODEL, self.best_round)
         tested = [m for entry in self.history if (m := entry["evaluate_metrics_serverapp"])]
         if tested and "accuracy" in tested[-1]:
-            last = tested[-1]["accuracy"]
-            log(INFO, "Centralized accuracy: %.4f, best %.4f", last, self.best_accuracy)
+            best = f", best {self.best_accuracy:.4f}" if self.best_round >= 0 else ""
+            log(INFO, "Centralized accuracy: %.4f%s", tested[-1]["accuracy"], best)
         elif tested and "loss" in tested[-1]:
             first, last = tested[0]["loss"], tested[-1]["loss"]
             log(INFO, "Centralized loss: %.4f before training, %.4f now", first, last)
