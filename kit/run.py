@@ -19,6 +19,7 @@ from .curves import draw_curves
 from .files import without_nan, write_json, write_whole
 from .replies import Arrays
 from .settings import Settings
+from .signals import safe
 from .strategies import pack, unpack
 
 FORMAT = "federated run, checkpoint 2"
@@ -124,19 +125,26 @@ class Run:
             log(INFO, "Resuming after round %d of %d", self.round, rounds)
         if self.round >= 0:
             self.save()  # the other files may be a round behind the checkpoint
+        safe.append(self.safe)
         return self
 
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Draw the curves; say what came of the run, or what of it is safe."""
-        if isinstance(error, Exception) and self.saved_round >= 0:
-            message = "Stopped; round %d is safe: resume-from='%s'"
-            log(ERROR, message, self.saved_round, self.folder)
+        if error is not None and not (isinstance(error, Exception) and self.saved_round < 0):
+            how = "Stopped" if isinstance(error, Exception) else "Interrupted"
+            log(ERROR, "%s; %s", how, self.safe())
         if self.history:
             draw_curves(self.history, self.folder / CURVES)
         if error is None:
             self.report()
+
+    def safe(self) -> str:
+        """Say what of the run is on disk, and how to carry on with it."""
+        if self.saved_round < 0:
+            return "no round is saved yet"
+        return f"round {self.saved_round} is safe: resume-from='{self.folder}'"
 
     def report(self) -> None:
         log(INFO, "")

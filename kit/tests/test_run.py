@@ -113,6 +113,18 @@ def test_an_infinite_setting_is_the_same_when_a_run_begins_anew(tmp_path):
         make(-1, run.folder)
 
 
+def test_what_interrupts_a_run_hears_what_is_safe(tmp_path, caplog):
+    """As Flower's ServerApp process does, by SystemExit."""
+    with pytest.raises(SystemExit), make(-1, **{"output-dir": str(tmp_path)}):
+        sys.exit(0)
+    assert "Interrupted; no round is saved yet" in caplog.text
+    run = make(2, **{"output-dir": str(tmp_path)})
+    run.history = []
+    with pytest.raises(KeyboardInterrupt), run:
+        raise KeyboardInterrupt
+    assert f"Interrupted; round 2 is safe: resume-from='{run.folder}'" in caplog.text
+
+
 def test_a_run_stopped_before_its_first_test_begins_anew(tmp_path):
     (tmp_path / CONFIG).write_text(json.dumps(RUN_CONFIG))
     assert make(-1, tmp_path).round == -1
