@@ -14,6 +14,8 @@ from flwr.common import log
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+START_SECONDS = 30  # for a fresh worker to start
+
 
 class AskingAgain:
     """A view of a grid that asks a client once more if the process that worked for it has died.
@@ -95,6 +97,7 @@ def replace_dead_workers() -> None:
     if not take_back or hasattr(take_back, "__wrapped__"):
         return
 
+    from ray import wait
     from ray.exceptions import RayError, RayTaskError
 
     @wraps(take_back)
@@ -103,10 +106,10 @@ def replace_dead_workers() -> None:
         if isinstance(error, RayError) and not isinstance(error, RayTaskError):
             dead = pool._future_to_actor.pop(future)
             others = {*pool.pool, *pool._future_to_actor.values()} - {dead}
-            # Where a machine of the cluster is gone, those left share its messages.
-            fits = len(others) < actors.pool_size_from_resources(pool.client_resources)
-            fresh = fits or not others
-            worker = pool.create_actor_fn() if fresh else random.choice(list(others))
+            worker = pool.create_actor_fn()
+            started, _ = wait([worker.__ray_ready__.remote()], timeout=START_SECONDS)
+            if others and not started:  # its machine of the cluster is gone: another does its work
+                worker = random.choice(list(others))
             pool._future_to_actor[future] = worker
         take_back(pool, future)
 
