@@ -143,7 +143,7 @@ def supernodes(base: dict[str, Any], count: int) -> dict[str, Any]:
 
 def weigh(processes: list[psutil.Process]) -> dict[str, Any]:
     """Return the PSS of each kind of process, and what a SuperNode and its SuperExec take."""
-    kinds: dict[str, list[int]] = {"flower-supernode": [], "flower-superexec": [], "others": []}
+    kinds: dict[str, list[int]] = {"supernode.py": [], "flower-superexec": [], "others": []}
     for process in processes:
         try:
             command = " ".join(process.cmdline())
@@ -151,10 +151,10 @@ def weigh(processes: list[psutil.Process]) -> dict[str, Any]:
             continue  # it has ended
         kind = next((name for name in kinds if name in command), "others")
         kinds[kind].append(pss(process))
-    each = sum(sum(kinds[kind]) for kind in ("flower-supernode", "flower-superexec"))
+    each = sum(sum(kinds[kind]) for kind in ("supernode.py", "flower-superexec"))
     return {
         "bytes": {kind: sum(sizes) for kind, sizes in kinds.items()},
-        "supernode_bytes": each // max(1, len(kinds["flower-supernode"])),
+        "supernode_bytes": each // max(1, len(kinds["supernode.py"])),
     }
 
 

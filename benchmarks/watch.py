@@ -15,7 +15,7 @@ import psutil
 MARK = "FLOWER_EXAMPLES_BENCHMARK"  # in the environment of all processes of a run
 KINDS = {  # what a process is, by a word of its command line
     "flwr-serverapp": "server app",
-    "flower-supernode": "SuperNode",
+    "supernode.py": "SuperNode",
     "superlink.py": "SuperLink",
     "flower-superexec": "launcher",
     "warm_clientapp": "client app",

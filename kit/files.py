@@ -2,13 +2,27 @@
 """Files that are whole or absent."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+    text = json.dumps(without_nan(value), indent=2, allow_nan=False)
+    write_whole(path, f"{text}\n".encode())
+
+
+def without_nan(value: Any) -> Any:
+    """Return a value with null for NaN and infinity, which JSON does not know."""
+    match value:
+        case dict():
+            return {key: without_nan(each) for key, each in value.items()}
+        case list() | tuple():
+            return [without_nan(each) for each in value]
+        case float() if not math.isfinite(value):
+            return None
+    return value
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -98,6 +98,29 @@ def test_two_at_once_and_nothing_left_after_ctrl_c_or_a_death(request, tmp_path)
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_interrupts_it_hears_what_is_safe(number, tmp_path):
+    """In a folder for temporary files whose path is too long for a socket, and has a space."""
+    temporary = tmp_path / "a folder" / ("x" * 100)
+    temporary.mkdir(parents=True)
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*tool(CIFAR), CIFAR, "--offline", "--warm"],
+            cwd=tmp_path,
+            env=os.environ | {"TMPDIR": str(temporary)},
+            stdout=file,
+            stderr=file,
+        )
+    wait(lambda: "[ROUND 3/" in log.read_text() or process.poll() is not None, 600, "round 3")
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number, log.read_text()
+    [folder] = re.findall(r"Interrupted; round [2-4] is safe: resume-from='(.*)'", log.read_text())
+    assert (Path(folder) / "results.json").is_file()
+    assert list(temporary.glob("federation-*")) == processes_of(temporary) == []
+
+
+@pytest.mark.thorough
 def test_kept_federation_takes_more_runs(request, tmp_path):
     """Started where a proxy is named that is not there: its own connections go past it."""
     environment = os.environ | dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")

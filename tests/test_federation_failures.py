@@ -102,6 +102,32 @@ def kill(part: Part) -> None:
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
+def test_killed_clientapp_is_asked_again(warm, faulty_app, tmp_path, monkeypatch):
+    """SIGKILL, while it trains: Flower gives it up after a minute, then its client is asked."""
+    asleep = tmp_path / "asleep"
+    monkeypatch.setenv("FAULT_1", f"sleep:{asleep}")
+    monkeypatch.chdir(tmp_path)
+    config = "dataset='digits' partitioning='iid' num-server-rounds=1"
+    with Federation(faulty_app, tmp_path / "federation", warm=warm, verbose=False) as federation:
+        for partition in range(2):
+            federation.start_supernode(partition, 2)
+        run_id = federation.run(config)
+        wait(lambda: asleep.exists() and asleep.read_text(), 600, "the second client's training")
+        os.kill(int(asleep.read_text()), signal.SIGKILL)
+        began = time.monotonic()
+        assert federation.follow(run_id) == "finished:completed"
+        assert time.monotonic() - began < 200  # a minute, and the rest of the round
+        log = log_of(federation, run_id)
+        assert len(re.findall("its worker died .* it is asked again", log)) == 1
+        assert "left out" not in log
+        with_kill = results(tmp_path)
+        assert [client["partition"] for client in with_kill[1]["clients"]] == [0, 1]
+        assert federation.follow(federation.run(config)) == "finished:completed"
+        assert results(tmp_path) == with_kill
+
+
+@pytest.mark.thorough
 def test_killed_parts_cost_what_the_guide_says(faulty_app, tmp_path, monkeypatch):
     """A SuperNode killed while it trains comes back; the SuperLink is killed and restarted; then
     so many SuperNodes are killed that too few are left.

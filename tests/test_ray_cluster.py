@@ -5,14 +5,18 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 from on_this_machine import BIN, CIFAR, posix_only
+from repository import ROOT
 
 from kit.federation import free_addresses
+from kit.testing import run
 
 pytestmark = [posix_only, pytest.mark.thorough]
 
@@ -72,16 +76,65 @@ def test_simulation_spreads_over_two_nodes(cluster, tmp_path):
     command += ["--backend-config", json.dumps(backend)]
     command += ["--run-config", "dataset='digits' partitioning='iid' num-server-rounds=3"]
     log = (tmp_path / "simulation.log").open("w+")
-    run = subprocess.Popen(
+    simulated = subprocess.Popen(
         [str(word) for word in command], cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT
     )
     used = set()  # the Ray nodes on which a client has run
-    while run.poll() is None:
+    while simulated.poll() is None:
         for node in nodes:
             if any("ClientAppActor" in command_of(p) for p in children_of(node)):
                 used.add(node.pid)
         time.sleep(0.1)
-    assert run.returncode == 0, (tmp_path / "simulation.log").read_text()
+    assert simulated.returncode == 0, (tmp_path / "simulation.log").read_text()
     assert len(used) == 2
     [results] = tmp_path.glob("outputs/*/*/results.json")
     assert len(json.loads(results.read_text())) == 4
+
+
+LOST_NODE = """
+import time
+import ray
+from flwr.simulation.ray_transport.ray_actor import BasicActorPool, ClientAppActor
+from ray.cluster_utils import Cluster
+from kit.workers import replace_dead_workers
+
+def submit(seconds):
+    def app(message, context):
+        time.sleep(seconds)
+        return message
+    run = lambda actor, *job: actor.run.remote(*job)
+    return pool.submit(run, (lambda: app, "answer", "0", None))
+
+def answers(futures):
+    for future in futures:
+        try:
+            yield pool.fetch_result_and_return_actor_to_pool(future)[0]
+        except Exception as error:
+            pool.add_actor_back_to_pool(future)
+            yield type(error).__name__
+
+replace_dead_workers()
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+ray.init(address=cluster.address)  # attached to the head, which stays
+other = cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+pool = BasicActorPool(ClientAppActor, {"num_cpus": 1}, {})
+pool.add_actors_to_pool(2)
+assert list(answers([submit(0), submit(0)])) == ["answer", "answer"]
+futures = [submit(5), submit(5)]
+time.sleep(1)
+cluster.remove_node(other, allow_graceful=False)
+found = sorted(answers(futures))
+assert found[0].startswith("Actor") and found[1] == "answer", found
+assert list(answers([submit(0), submit(0)])) == ["answer", "answer"]
+"""
+
+
+def test_those_left_take_a_lost_node_s_place(tmp_path):
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
+    (folder / "ray").mkdir()
+    try:
+        done = run([sys.executable, "-c", LOST_NODE], ROOT, RAY_TMPDIR=str(folder))
+    finally:
+        shutil.rmtree(folder)
+    assert done.returncode == 0, done.stdout

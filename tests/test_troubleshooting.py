@@ -10,10 +10,11 @@ from repository import ROOT, example_folder, example_names
 
 # What a message may have a value in place of: `…`, a quoted word, "nan".
 VALUE = r"…|'[^']*'|\bnan\b"
-# Those of PyTorch and Ray that are not in Python files.
+# Those of PyTorch and Ray, most of them not in Python files.
 COMPILED = """CUDA out of memory
 Failed to connect to GCS at address
-Failed to establish connection to the metrics exporter agent"""
+Failed to establish connection to the metrics exporter agent
+AF_UNIX path length cannot exceed 107 bytes"""
 PAGE = ROOT / "docs" / "troubleshooting.md"
 
 

@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -42,10 +43,20 @@ def main() -> int:
     command = simulation_command(folder, overrides)
     print(f"$ {shlex.join(command)}", flush=True)
     began = time.monotonic()
-    status = subprocess.run([Path(sys.executable).parent / command[0], *command[1:]]).returncode
+    status = run([str(Path(sys.executable).parent / command[0]), *command[1:]])
     seconds = time.monotonic() - began
-    print(f"{arguments.example}: {'ok' if status == 0 else 'FAILED'} after {seconds:.0f} s")
+    ending = {0: "ok", 130: "interrupted", 143: "interrupted"}.get(status, "FAILED")
+    print(f"{arguments.example}: {ending} after {seconds:.0f} s")
     return status
+
+
+def run(command: list[str]) -> int:
+    """Run a command to its end, also when this process is told to end, and pass that on to it."""
+    process = subprocess.Popen(command)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: process.send_signal(number))
+    status = process.wait()
+    return status if status >= 0 else 128 - status
 
 
 if __name__ == "__main__":

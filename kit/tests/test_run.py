@@ -2,6 +2,7 @@
 """A run's folder never holds half a file, and what is damaged or foreign is refused untouched."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ..run import CHECKPOINT, CONFIG, MODEL, RESULTS, Run
+from ..run import CHECKPOINT, CONFIG, CURVES, MODEL, RESULTS, Run
 from .tiny import RUN_CONFIG, Config
 
 
@@ -79,6 +80,49 @@ def test_other_settings_are_another_run(folder):
     with pytest.raises(ValueError, match=r"seed was 42 in .* and is 2 now; set it back"):
         make(-1, folder, seed=2)
     assert make(-1, folder, **{"num-server-rounds": 9, "waves": 3}).round == 2
+
+
+def test_nan_is_null_for_others_and_stays_nan_in_the_checkpoint(tmp_path):
+    """JSON has neither NaN nor infinity; a resumed run is to have what the first had."""
+    odd = {"accuracy": math.nan, "loss": math.inf, "each": [1.0, -math.inf]}
+    changes = {"output-dir": str(tmp_path), "max-update-ratio": math.inf}
+    with make(-1, **changes) as run:
+        parts = ("train_metrics", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
+        run.history = [{"round": 0, "clients": [{"partition": 0, "eval_acc": math.nan}]}]
+        run.history[0] |= dict.fromkeys(parts, odd)
+        run.round = 0
+        run.save()
+    text = (run.folder / RESULTS).read_text() + (run.folder / CONFIG).read_text()
+    assert not {"NaN", "Infinity"} & set(text.replace(",", "").split())
+    [entry] = json.loads((run.folder / RESULTS).read_text())
+    assert entry["train_metrics"] == {"accuracy": None, "loss": None, "each": [1.0, None]}
+    assert json.loads((run.folder / CONFIG).read_text())["max-update-ratio"] is None
+    assert (run.folder / CURVES).read_bytes().startswith(b"\x89PNG")
+    again = make(-1, run.folder, **changes).history[0]["train_metrics"]
+    assert math.isnan(again["accuracy"])
+    assert (again["loss"], again["each"]) == (math.inf, [1.0, -math.inf])
+
+
+def test_an_infinite_setting_is_the_same_when_a_run_begins_anew(tmp_path):
+    """config.json has null in its place."""
+    endless = {"max-update-ratio": math.inf, "seed": 3}
+    with make(-1, **endless, **{"output-dir": str(tmp_path)}) as run:
+        pass
+    assert make(-1, run.folder, **endless).round == -1
+    with pytest.raises(ValueError, match="seed was 3"):
+        make(-1, run.folder)
+
+
+def test_what_interrupts_a_run_hears_what_is_safe(tmp_path, caplog):
+    """As Flower's ServerApp process does, by SystemExit."""
+    with pytest.raises(SystemExit), make(-1, **{"output-dir": str(tmp_path)}):
+        sys.exit(0)
+    assert "Interrupted; no round is saved yet" in caplog.text
+    run = make(2, **{"output-dir": str(tmp_path)})
+    run.history = []
+    with pytest.raises(KeyboardInterrupt), run:
+        raise KeyboardInterrupt
+    assert f"Interrupted; round 2 is safe: resume-from='{run.folder}'" in caplog.text
 
 
 def test_a_run_stopped_before_its_first_test_begins_anew(tmp_path):

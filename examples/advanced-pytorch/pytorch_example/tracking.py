@@ -2,10 +2,12 @@
 
 import netrc
 import os
+import secrets
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from logging import INFO
+from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies
@@ -13,6 +15,7 @@ from urllib.request import getproxies
 from flwr.common import log
 
 from pytorch_example.config import Config
+from pytorch_example.kit.files import write_whole
 from pytorch_example.kit.run import MODEL, Run
 
 LogRound = Callable[[dict[str, Any]], None]
@@ -73,7 +76,7 @@ def tracker(config: Config, run: Run) -> Iterator[LogRound]:
     tracked = wandb.init(
         project=config.wandb_project,
         name=name,
-        id=name,
+        id=id_of(run.folder),
         dir=run.folder,
         config=run.run_config,
         mode=mode,
@@ -85,7 +88,16 @@ def tracker(config: Config, run: Run) -> Iterator[LogRound]:
         log(INFO, "W&B: %s", tracked.url if mode == "online" else later)
         yield lambda entry: tracked.log(named_metrics(entry), step=entry["round"])
         if (model := run.folder / MODEL).is_file():
-            tracked.log_artifact(model, name=f"model-{name}", type="model")
+            tracked.log_artifact(model, name=f"model-{tracked.id}", type="model")
+
+
+def id_of(folder: Path) -> str:
+    """Return a run's id at W&B: drawn once, and kept in the run's folder for a resume."""
+    path = folder / "wandb" / "id.txt"
+    if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, secrets.token_hex(8).encode())
+    return path.read_text()
 
 
 def named_metrics(entry: dict[str, Any]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from pytorch_example import tracking
@@ -35,6 +36,21 @@ def test_auto_without_a_login_is_a_real_offline_run(no_login, run_config, tmp_pa
     assert file.stat().st_size > 0
     assert "no login found" in caplog.text
     assert f"wandb sync {file.parent}" in caplog.text
+
+
+def test_a_run_has_one_id_of_its_own(run_config, tmp_path):
+    """Two of one second in different folders differ; one that is resumed keeps its own."""
+    ids = []
+    for folder in ("here", "there", "here"):
+        run = Run(Config.from_run_config(run_config), run_config)
+        run.folder = tmp_path / folder / "2026-01-31" / "12-00-00"
+        run.folder.mkdir(parents=True, exist_ok=True)
+        settings = replace(run.config, wandb_mode="offline")
+        with tracking.tracker(settings, run) as log_round:
+            log_round(ENTRY)
+        files = run.folder.glob("wandb/offline-run-*/*.wandb")
+        ids.append(max(files, key=lambda path: path.stat().st_mtime).stem)
+    assert ids[0] == ids[2] != ids[1]
 
 
 def test_names_say_who_measured():

@@ -1,12 +1,15 @@
 """Weights & Biases, where it is asked for: not even imported when disabled."""
 
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from logging import INFO
+from pathlib import Path
 
 from flwr.common import log
 
 from flowertune_llm.config import Config
+from flowertune_llm.kit.files import write_whole
 from flowertune_llm.kit.loop import Entry
 from flowertune_llm.kit.run import Run
 
@@ -25,7 +28,7 @@ def tracker(config: Config, run: Run) -> Iterator[Callable[[Entry], None]]:
     with wandb.init(
         project=config.wandb_project,
         name=name,
-        id=name,
+        id=id_of(run.folder),
         dir=run.folder,
         config=run.run_config,
         mode=config.wandb_mode,
@@ -35,6 +38,15 @@ def tracker(config: Config, run: Run) -> Iterator[Callable[[Entry], None]]:
         later = f"to upload it later: wandb sync {tracked.dir.removesuffix('/files')}"
         log(INFO, "W&B: %s", tracked.url if online else later)
         yield lambda entry: tracked.log(named_metrics(entry), step=entry["round"])
+
+
+def id_of(folder: Path) -> str:
+    """Return a run's id at W&B: drawn once, and kept in the run's folder for a resume."""
+    path = folder / "wandb" / "id.txt"
+    if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, secrets.token_hex(8).encode())
+    return path.read_text()
 
 
 def named_metrics(entry: Entry) -> dict[str, float]:

@@ -65,11 +65,42 @@ def test_error_in_a_step_is_told(executor, pool):
 
 
 @pytest.mark.parametrize("executor", [Spawn(), "pool"], ids=["spawn", "pool"])
-def test_killed_worker_costs_one_step(executor, pool):
+def test_step_that_kills_its_workers_is_told(executor, pool):
     executor = pool if executor == "pool" else executor
     with pytest.raises(WorkerDied, match=r"was killed by SIGKILL: out of memory\?"):
         executor.run(signal.raise_signal, signal.SIGKILL)
     assert executor.run(operator.add, 1, 2) == 3
+
+
+@pytest.mark.parametrize("executor", [Spawn(), "pool"], ids=["spawn", "pool"])
+def test_step_of_a_killed_worker_is_tried_once_more(executor, pool, caplog):
+    parent = psutil.Process(pool.run(os.getppid) if executor == "pool" else os.getpid())
+    executor = pool if executor == "pool" else executor
+    before = set() if executor is pool else set(parent.children())
+    with ThreadPoolExecutor(1) as clients:
+        step = clients.submit(executor.run, time.sleep, 2)
+        time.sleep(1)
+        for worker in set(parent.children()) - before:
+            worker.kill()
+        assert step.result(120) is None
+    assert "was killed by SIGKILL: out of memory?; it is tried once more" in caplog.text
+
+
+@pytest.mark.parametrize("case", ["missing", "long"])
+def test_folders_that_are_missing_or_too_long_end_no_pool(case, tmp_path):
+    """XDG_RUNTIME_DIR, after ssh or su, and a socket's path, which may have some 100 bytes."""
+    folder = tmp_path / "a folder" / ("x" * 100)
+    if case == "long":
+        folder.mkdir(parents=True)
+    code = (
+        "import operator, os, uuid; from gpu_scaling.executors import Options, Pool;"
+        "pool = Pool(uuid.uuid4().hex[:8], Options(), os.getpid());"
+        "print(pool.run(operator.add, 1, 2), oct(pool.path.parent.stat().st_mode))"
+    )
+    environment = os.environ | {"XDG_RUNTIME_DIR": str(folder), "TMPDIR": str(folder)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=APP, env=environment, capture_output=True, text=True)
+    assert done.stdout == "3 0o40700\n", done.stderr
 
 
 def test_worker_that_dies_between_steps_costs_none(pool):

@@ -1,6 +1,7 @@
 """A client that fails in training as FAULT_<partition> in the environment says.
 
-One of raise, nan, shape, enormous, or sleep:<file> (for ever, the first time).
+One of raise, nan, shape, enormous, or sleep:<file> (for ever, the first time; the file holds the
+process's id).
 """
 
 import os
@@ -22,7 +23,7 @@ class FaultyClient(ClientApp):
         if fault.startswith("sleep"):
             marker = Path(fault.removeprefix("sleep:"))
             if not marker.exists():
-                marker.write_text("")
+                marker.write_text(str(os.getpid()))
                 time.sleep(3600)
             return client_app.app(message, context)
         if fault == "raise":

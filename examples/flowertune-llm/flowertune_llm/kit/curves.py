@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,22 +43,33 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
 
 
 def curves(history: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Return the points of each curve by label, by what it measures: accuracy, loss, …"""
+    """Return the points of each curve by label, by what it measures: accuracy, loss, …
+
+    A curve has a gap, NaN, where a figure is none; what is not one figure has no curve.
+    """
     panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for part, who in PARTS.items():
         for name in dict.fromkeys(name for entry in history for name in entry[part]):
             kind = " ".join(filter(None, (WORDS.get(w, w) for w in name.split("_"))))
             label = f"personal, {who}" if name.startswith("personal") else who
-            points = [(e["round"], e[part][name]) for e in history if name in e[part]]
-            panels.setdefault(kind, {})[label] = points
+            values = {e["round"]: e[part][name] for e in history if name in e[part]}
+            if not any(isinstance(value, list | tuple) for value in values.values()):
+                points = [(n, v if finite(v) else math.nan) for n, v in values.items()]
+                panels.setdefault(kind, {})[label] = points
     return dict(sorted(panels.items()))
+
+
+def finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def draw_range(axes: "Axes", history: list[dict[str, Any]]) -> None:
     """Shade the middle half of the clients' accuracies."""
     rounds, low, high = [], [], []
     for entry in history:
-        values = sorted(c["eval_acc"] for c in entry.get("clients", ()) if "eval_acc" in c)
+        values = sorted(
+            c["eval_acc"] for c in entry.get("clients", ()) if finite(c.get("eval_acc"))
+        )
         if values:
             rounds.append(entry["round"])
             low.append(values[len(values) // 4])

@@ -16,9 +16,10 @@ import safetensors.numpy
 from flwr.common import log
 
 from .curves import draw_curves
-from .files import write_json, write_whole
+from .files import without_nan, write_json, write_whole
 from .replies import Arrays
 from .settings import Settings
+from .signals import safe
 from .strategies import pack, unpack
 
 FORMAT = "federated run, checkpoint 3"
@@ -65,7 +66,7 @@ class Run:
             then = json.loads(earlier.read_text())
         else:
             raise ValueError(f"resume-from: {self.folder} holds no run (no {CHECKPOINT})")
-        now = self.run_config
+        then, now = without_nan(then), without_nan(self.run_config)
         for key in sorted((then.keys() | now.keys()) - self.config.may_change()):
             if then.get(key) != now.get(key):
                 raise ValueError(
@@ -140,19 +141,26 @@ class Run:
             log(INFO, "Resuming after round %d of %d", self.round, rounds)
         if self.round >= 0:
             self.save()  # the other files may be a round behind the checkpoint
+        safe.append(self.safe)
         return self
 
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Draw the curves; say what came of the run, or what of it is safe."""
-        if isinstance(error, Exception) and self.saved_round >= 0:
-            message = "Stopped; round %d is safe: resume-from='%s'"
-            log(ERROR, message, self.saved_round, self.folder)
+        if error is not None and not (isinstance(error, Exception) and self.saved_round < 0):
+            how = "Stopped" if isinstance(error, Exception) else "Interrupted"
+            log(ERROR, "%s; %s", how, self.safe())
         if self.history:
             draw_curves(self.history, self.folder / CURVES)
         if error is None:
             self.report()
+
+    def safe(self) -> str:
+        """Say what of the run is on disk, and how to carry on with it."""
+        if self.saved_round < 0:
+            return "no round is saved yet"
+        return f"round {self.saved_round} is safe: resume-from='{self.folder}'"
 
     def report(self) -> None:
         log(INFO, "")
@@ -162,8 +170,8 @@ class Run:
             log(INFO, "Model:   %s (round %d)", self.folder / MODEL, self.best_round)
         tested = [m for entry in self.history if (m := entry["evaluate_metrics_serverapp"])]
         if tested and "accuracy" in tested[-1]:
-            last = tested[-1]["accuracy"]
-            log(INFO, "Centralized accuracy: %.4f, best %.4f", last, self.best_accuracy)
+            best = f", best {self.best_accuracy:.4f}" if self.best_round >= 0 else ""
+            log(INFO, "Centralized accuracy: %.4f%s", tested[-1]["accuracy"], best)
         elif tested and "loss" in tested[-1]:
             first, last = tested[0]["loss"], tested[-1]["loss"]
             log(INFO, "Centralized loss: %.4f before training, %.4f now", first, last)

@@ -1,10 +1,15 @@
 """How a step ended, as it travels between processes: a result, or an error in words."""
 
+import logging
 import pickle
 import signal
 import traceback
+from collections.abc import Callable
+from functools import wraps
 from multiprocessing.connection import Connection
 from typing import Any
+
+Run = Callable[..., Any]
 
 
 class StepFailed(RuntimeError):
@@ -13,6 +18,10 @@ class StepFailed(RuntimeError):
 
 class WorkerDied(StepFailed):
     """The process that ran a step ended before it had a result."""
+
+
+class TookTooLong(WorkerDied):
+    """The process that ran a step was killed after `step-timeout`."""
 
 
 def describe(error: Exception) -> str:
@@ -50,6 +59,23 @@ def receive(connection: Connection) -> tuple[Any, str]:
     if failure:
         raise failure
     return result, note
+
+
+def twice(run: Run) -> Run:
+    """Have an executor try a step once more if its worker died, but not if it took too long."""
+
+    @wraps(run)
+    def run_again(executor: Any, step: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return run(executor, step, *args)
+        except TookTooLong:
+            raise
+        except WorkerDied as error:
+            # Flower's logger; its import would cost each worker half a second.
+            logging.getLogger("flwr").warning("%s; it is tried once more", error)
+            return run(executor, step, *args)
+
+    return run_again
 
 
 def cause(exit_code: int | None) -> str:

@@ -15,9 +15,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from gpu_scaling.executors.outcome import StepFailed, WorkerDied, receive, send
+from gpu_scaling.executors.outcome import StepFailed, WorkerDied, receive, send, twice
 
 OWNER = struct.Struct("!q")  # what a client says first: a process id
+LONGEST_PATH = 103  # of a Unix socket, on any system
 ATTEMPTS = 2  # a pool may end in the moment in which a client finds it
 
 
@@ -46,9 +47,11 @@ class Pool:
 
     def __init__(self, name: str, options: Options, owner: int) -> None:
         self.device = visible_device()
-        self.path = runtime_folder() / f"{name}-{self.device.replace('/', '-')}.sock"
+        socket_name = f"{name}-{self.device.replace('/', '-')}.sock"
+        self.path = runtime_folder(socket_name) / socket_name
         self.options, self.owner, self.note = options, owner, ""
 
+    @twice
     def run(self, step: Callable[..., Any], *args: Any) -> Any:
         for _ in range(ATTEMPTS):
             with self.connect() as connection:
@@ -79,7 +82,8 @@ class Pool:
 
     def start(self) -> None:
         """Start the server with a socket that clients can use already while it starts."""
-        self.path.unlink(missing_ok=True)
+        for path in self.path.parent.glob("*.sock"):
+            sweep(path)
         command = [sys.executable, "-m", "gpu_scaling.executors.server"]
         with socket.socket(socket.AF_UNIX) as listener, self.log.open("w") as log:
             listener.bind(str(self.path))
@@ -122,6 +126,19 @@ def connect(path: Path) -> socket.socket:
     return client
 
 
+def sweep(path: Path) -> None:
+    """Remove the socket of a pool that was killed, and its log if that is empty."""
+    try:
+        connect(path).close()
+    except ConnectionRefusedError:
+        path.unlink(missing_ok=True)
+        log = path.with_suffix(".log")
+        if log.is_file() and not log.stat().st_size:
+            log.unlink()
+    except OSError:
+        return
+
+
 def visible_device() -> str:
     """Return the first GPU that this process may use, "cpu" if there is none. Asks no driver."""
     gpus = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("dxg")]
@@ -129,14 +146,24 @@ def visible_device() -> str:
     return visible if gpus and visible not in ("", "-1") else "cpu"
 
 
-def runtime_folder() -> Path:
-    """Return a folder for sockets that nobody else can enter.
+def runtime_folder(name: str) -> Path:
+    """Return a folder for a socket of this name that nobody else can enter.
+
+    That is one in XDG_RUNTIME_DIR, the folder for temporary files, or /tmp: the first that is
+    there and has a path short enough for a socket. All processes of a run find the same.
 
     Raises:
-        StepFailed: somebody else has made it.
+        StepFailed: there is none, or somebody else has made it.
     """
-    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    folder = Path(base, f"gpu-scaling-{os.getuid()}")
+    bases = [os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"]
+    found = [Path(base, f"gpu-scaling-{os.getuid()}") for base in filter(usable, bases)]
+    folder = next((f for f in found if len(os.fsencode(f / name)) <= LONGEST_PATH), None)
+    if not folder:
+        raise StepFailed(
+            f"no folder for the pool's socket: none of {bases} can be written to and has a path "
+            f"that leaves room for {name} in {LONGEST_PATH} bytes; set XDG_RUNTIME_DIR to such a "
+            "folder, or choose another executor"
+        )
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise StepFailed(
@@ -144,3 +171,7 @@ def runtime_folder() -> Path:
         )
     folder.chmod(0o700)
     return folder
+
+
+def usable(base: str | None) -> bool:
+    return bool(base) and Path(base).is_absolute() and os.access(base, os.W_OK | os.X_OK)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_scaling.executors import memory
-from gpu_scaling.executors.outcome import WorkerDied, cause, send
+from gpu_scaling.executors.outcome import TookTooLong, WorkerDied, cause, send
 from gpu_scaling.executors.pool import OWNER, Options
 from gpu_scaling.executors.worker import Order, Taken, work
 from gpu_scaling.kit.processes import cores, end_with_parent
@@ -131,11 +131,12 @@ class Server:
         if worker.client and not worker.taken:  # it was dead before: another one's turn
             self.queue.appendleft(worker.client)
         elif worker.client:
-            text = f"the worker that ran this step {cause(worker.process.exitcode)}"
+            error = WorkerDied(f"the worker that ran this step {cause(worker.process.exitcode)}")
             if self.is_late(worker):
-                text = f"the step took longer than step-timeout = {self.options.step_timeout} s"
-            print(text, file=sys.stderr, flush=True)
-            self.refuse(worker.client, WorkerDied(text))
+                limit = f"step-timeout = {self.options.step_timeout} s"
+                error = TookTooLong(f"the step took longer than {limit}")
+            print(error, file=sys.stderr, flush=True)
+            self.refuse(worker.client, error)
 
     @staticmethod
     def refuse(client: socket.socket, error: WorkerDied) -> None:

@@ -6,7 +6,15 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from gpu_scaling.executors.outcome import WorkerDied, cause, perform, receive, send
+from gpu_scaling.executors.outcome import (
+    TookTooLong,
+    WorkerDied,
+    cause,
+    perform,
+    receive,
+    send,
+    twice,
+)
 from gpu_scaling.kit.processes import end_with_parent
 
 CONTEXT = multiprocessing.get_context("spawn")
@@ -24,6 +32,7 @@ class Spawn:
     def __init__(self, timeout: float | None = None) -> None:
         self.timeout = timeout
 
+    @twice
     def run(self, step: Callable[..., Any], *args: Any) -> Any:
         ours, theirs = CONTEXT.Pipe()
         process = CONTEXT.Process(target=run_one, args=(theirs, os.getpid()))
@@ -34,7 +43,7 @@ class Spawn:
                 send(ours, (step, args))
                 if not ours.poll(self.timeout):
                     process.kill()
-                    raise WorkerDied(f"the step took longer than step-timeout = {self.timeout} s")
+                    raise TookTooLong(f"the step took longer than step-timeout = {self.timeout} s")
                 return receive(ours)[0]
             except (EOFError, BrokenPipeError):
                 process.join()

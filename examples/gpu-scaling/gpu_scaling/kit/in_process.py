@@ -31,6 +31,7 @@ from flwr.common.typing import Run
 from flwr.serverapp import Grid, ServerApp
 
 from . import app_folder
+from .signals import end_on_signals
 
 
 class InProcessGrid:
@@ -175,6 +176,7 @@ def main() -> int:
         parser.error(f"--num-supernodes {arguments.num_supernodes}: at least 1 is needed")
     if not (arguments.app / "pyproject.toml").is_file():
         parser.error(f"--app {arguments.app}: holds no pyproject.toml; name the app's folder")
+    end_on_signals()
     overrides: dict[str, Any] = {}
     for given in arguments.run_config or []:
         overrides |= parse_config_args([given])

@@ -4,9 +4,13 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
+from typing import cast
 
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
+
+from .signals import simulation_watched
+from .workers import AskingAgain, replace_dead_workers
 
 Main = Callable[[Grid, Context], None]
 
@@ -16,16 +20,18 @@ class RunFailed(Exception):
 
 
 def shown(main: Main) -> Main:
-    """Let a ServerApp fail with `RunFailed` where it would have with a `RuntimeError`.
+    """Let a ServerApp end as it should: by an error, by Ctrl-C, or not by a worker's death.
 
-    Flower 1.25 takes a `RuntimeError` for its own "Failed to start run": the text is lost, and
-    the run is listed as running for another minute.
+    A `RuntimeError` is raised as `RunFailed`: Flower 1.25 takes it for its own "Failed to start
+    run", the text is lost, and the run is listed as running for another minute.
     """
 
     @wraps(main)
     def wrapped(grid: Grid, context: Context) -> None:
+        replace_dead_workers()
         try:
-            main(grid, context)
+            with simulation_watched():
+                main(cast(Grid, AskingAgain(grid)), context)
         except RuntimeError as error:
             raise RunFailed(str(error)).with_traceback(error.__traceback__) from None
 

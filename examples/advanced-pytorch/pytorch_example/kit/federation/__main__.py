@@ -7,6 +7,7 @@ that the same can be done by hand on machines apart.
 """
 
 import argparse
+import re
 import shlex
 import shutil
 import sys
@@ -22,7 +23,8 @@ from flwr.common.config import flatten_dict, parse_config_args
 from .. import app_folder
 from .federation import NAME, Federation, FederationError, as_run_config, exit_on_signals
 
-ENDS = {"finished:completed": 0, "interrupted": 130}  # exit status of those that leave no logs
+COMPLETED, INTERRUPTED = "finished:completed", "interrupted"  # these leave no logs
+SAFE = r"no round is saved yet|round \d+ is safe: resume-from='.*'"  # in the ServerApp's log
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -108,6 +110,7 @@ def main(words: list[str] | None = None) -> int:
     given, changes = parse(words)
     exit_on_signals()
     folder, status = given.folder or Path(tempfile.mkdtemp(prefix="federation-")), "not run"
+    exit_status = 0
     try:
         with Federation(
             given.app, folder, secure=not given.insecure, warm=given.warm
@@ -117,15 +120,24 @@ def main(words: list[str] | None = None) -> int:
                 keep(federation)
     except FederationError as error:
         print(f"Error: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ending:
         print("Interrupted: taken down")
-        status = "interrupted" if status == "not run" else status
-    if status not in ENDS:
+        if status == "not run":
+            print(f"Interrupted; {what_is_safe(folder)}")
+            status, exit_status = INTERRUPTED, getattr(ending, "code", 130)
+    if status not in (COMPLETED, INTERRUPTED):
         print(f"Logs: {folder / 'logs'}", file=sys.stderr)
         return 1
     if not given.folder:
         shutil.rmtree(folder)
-    return ENDS[status]
+    return exit_status
+
+
+def what_is_safe(folder: Path) -> str:
+    """Return what the ServerApp has said last of what it has saved."""
+    log = folder / "logs" / "superlink.log"
+    said = re.findall(SAFE, log.read_text(errors="replace")) if log.is_file() else []
+    return said[-1] if said else "no round is saved yet"
 
 
 if __name__ == "__main__":

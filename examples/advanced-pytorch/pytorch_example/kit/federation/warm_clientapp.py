@@ -13,12 +13,14 @@ Built on what `flower-superexec` of the pinned Flower release is made of.
 import argparse
 import multiprocessing
 import os
+import tempfile
 
 from flwr.proto.clientappio_pb2_grpc import ClientAppIoStub
 from flwr.supercore.superexec.plugin import ClientAppExecPlugin
 from flwr.supercore.superexec.run_superexec import run_superexec
 from flwr.supernode.runtime.run_clientapp import run_clientapp
 
+LONGEST_FOLDER = 60  # for the socket through which forks are asked for
 FORKS = multiprocessing.get_context("forkserver")
 
 
@@ -38,6 +40,8 @@ def main() -> None:
     parser.add_argument("--clientappio-api-address", required=True, help="of the SuperNode")
     parser.add_argument("--preload", nargs="*", default=[], help="modules to import, once")
     arguments = parser.parse_args()
+    if len(os.fsencode(tempfile.gettempdir())) > LONGEST_FOLDER:
+        tempfile.tempdir = "/tmp"
     FORKS.set_forkserver_preload(["flwr.clientapp", *arguments.preload])
     run_superexec(
         plugin_class=WarmClientApp,

@@ -210,7 +210,7 @@ class Federation:
             FederationError: it ended, or took too long.
         """
         name, address = f"supernode-{partition}", self.new_address()
-        command = ["flower-supernode", "--superlink", self.fleet]
+        command = [sys.executable, "-P", str(HERE / "supernode.py"), "--superlink", self.fleet]
         command += ["--clientappio-api-address", address]
         holds = f"partition-id={partition} num-partitions={partitions} {node_config}".strip()
         command += ["--node-config", holds]

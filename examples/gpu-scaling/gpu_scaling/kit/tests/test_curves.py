@@ -2,10 +2,11 @@
 """The plot shows every metric that results.json has, whatever its name."""
 
 import json
+import math
 import subprocess
 import sys
 
-from ..curves import curves
+from ..curves import curves, draw_curves
 
 
 def history() -> list[dict]:
@@ -31,6 +32,21 @@ def test_each_metric_has_its_curve():
         "loss": ["central test", "clients' training"],
     }
     assert found["loss"]["clients' training"] == [(1, 1 / 2), (2, 1 / 3), (3, 1 / 4)]
+
+
+def test_what_is_no_figure_is_a_gap(tmp_path):
+    """As results.json has it, null, and as the run itself has it; a list has no curve."""
+    rounds = history()
+    for entry, odd in zip(rounds, (None, math.nan, math.inf, 0.5), strict=True):
+        entry["evaluate_metrics_serverapp"] = {"loss": odd, "each": [1.0, odd]}
+        entry["clients"].append({"partition": 9, "eval_acc": odd})
+    found = curves(rounds)
+    assert "each" not in found
+    values = [value for _, value in found["loss"]["central test"]]
+    assert all(map(math.isnan, values[:3]))
+    assert values[3] == 0.5
+    draw_curves(rounds, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
 def test_the_command_draws_them(tmp_path):
