@@ -4,9 +4,11 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
+from logging import ERROR
 from typing import cast
 
 from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.common import log
 from flwr.serverapp import Grid
 
 from .signals import simulation_watched
@@ -32,7 +34,10 @@ def shown(main: Main) -> Main:
         try:
             with simulation_watched():
                 main(cast(Grid, AskingAgain(grid)), context)
-        except RuntimeError as error:
+        except Exception as error:
+            log(ERROR, "%s", error)  # Flower tells it within a traceback, if at all
+            if not isinstance(error, RuntimeError):
+                raise
             raise RunFailed(str(error)).with_traceback(error.__traceback__) from None
 
     return wrapped

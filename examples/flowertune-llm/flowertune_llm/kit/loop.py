@@ -221,7 +221,7 @@ class Loop:
         }
         for part, values in measured.items():
             if values:
-                log(INFO, "%s: %s", part, ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
+                log(INFO, "%s: %s", part, ", ".join(map(shown, values.items())))
         clients = [self.reports[partition] for partition in sorted(self.reports)]
         self.reports = {}
         entry = {"round": server_round} | measured | self.remarks(server_round, clients)
@@ -233,3 +233,9 @@ class Loop:
         run.save()
         if self.on_round_end:
             self.on_round_end(entry)
+
+
+def shown(metric: tuple[str, int | float | list]) -> str:
+    """Return a metric for the log; Flower allows lists of numbers, too."""
+    name, value = metric
+    return f"{name} {value}" if isinstance(value, list) else f"{name} {value:.4f}"
