@@ -10,7 +10,8 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from pytorch_example.kit import images, models
+from pytorch_example.kit import images
+from pytorch_example.kit.batches import batches
 from pytorch_example.kit.partitions import Parts
 
 IMAGE_SIZE, CHANNELS = 28, 1
@@ -89,7 +90,7 @@ def train(
     optimizer = torch.optim.SGD(parameters, learning_rate, momentum=momentum, fused=True)
     total_loss = torch.zeros((), device=device())
     for _ in range(epochs):
-        for batch in models.batches(len(labels), batch_size, device()):
+        for batch in batches(len(labels), batch_size, device()):
             optimizer.zero_grad()
             features, target = model.features(pixels[batch]), labels[batch]
             loss = global_loss = cross_entropy(model.head(features), target)

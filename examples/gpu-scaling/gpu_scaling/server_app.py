@@ -31,7 +31,8 @@ def main(grid: Grid, context: Context) -> None:
     perform = steps.here
     executor = make(config, context.run_id, owner=os.getpid())  # executors
     perform = executor.run  # executors
-    initial, buffers = perform(steps.initial, source.num_classes, config.seed)
+    initial = perform(steps.initial, source.num_classes, config.seed)
+    buffers = perform(steps.buffers, source.num_classes)
     told = [""]  # executors
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:

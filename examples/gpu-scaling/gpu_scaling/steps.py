@@ -34,13 +34,19 @@ def here(step: Callable[..., Any], *args: Any) -> Any:
     return step(*args)
 
 
-def initial(num_classes: int, seed: int) -> tuple[Arrays, set[str]]:
-    """Return the arrays of a new network, and the names of those that are not trained."""
+def initial(num_classes: int, seed: int) -> Arrays:
+    """Return the arrays of a new network."""
+    from gpu_scaling import task
+
+    return to_arrays(task.build(num_classes, seed))
+
+
+def buffers(num_classes: int) -> set[str]:
+    """Return the names of a network's arrays that are not trained."""
     from gpu_scaling import task
     from gpu_scaling.kit import models
 
-    network = task.build(num_classes, seed)
-    return to_arrays(network), models.buffers(network)
+    return models.buffers(task.build(num_classes, seed=0))
 
 
 def train(

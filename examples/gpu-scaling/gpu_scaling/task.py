@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gpu_scaling.dataset import CHANNELS, IMAGE_SIZE
-from gpu_scaling.kit import models
+from gpu_scaling.kit.batches import batches
 
 EVALUATION_BATCH = 200
 
@@ -62,7 +62,7 @@ def train(
     optimizer = torch.optim.SGD(network.parameters(), learning_rate, momentum=momentum, fused=True)
     total_loss = torch.zeros((), device=device())
     for _ in range(epochs):
-        for batch in models.batches(len(targets), batch_size, device()):
+        for batch in batches(len(targets), batch_size, device()):
             optimizer.zero_grad()
             loss = cross_entropy(network(to_pixels(inputs[batch])), targets[batch])
             loss.backward()

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from centralized_to_federated.kit import images, models
+from centralized_to_federated.kit import images
+from centralized_to_federated.kit.batches import batches
 from centralized_to_federated.kit.partitions import Parts
 
 IMAGE_SIZE, CHANNELS = 32, 3
@@ -96,7 +97,7 @@ def train(
     hidden = None if progress else True  # None: hidden where there is no terminal
     with tqdm(total=epochs * len(labels), unit=" images", disable=hidden) as bar:
         for _ in range(epochs):
-            for batch in models.batches(len(labels), batch_size, device()):
+            for batch in batches(len(labels), batch_size, device()):
                 optimizer.zero_grad()
                 pixels = to_pixels(inputs[batch])
                 loss = cross_entropy(network(pixels), labels[batch])

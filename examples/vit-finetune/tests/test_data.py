@@ -76,3 +76,11 @@ def test_unreadable_test_images_are_skipped_until_they_are_too_many(tmp_path, ca
     images.labelled.cache_clear()
     with pytest.raises(RunFailed, match=r"20 of 100 images of its test split cannot be read, f"):
         in_process(tmp_path / "many", 4, dataset=name, **SMALL)
+
+
+def test_too_many_unreadable_training_images_end_the_run(tmp_path):
+    name = write_digits(tmp_path / "data", 32, plain)
+    for path in sorted(Path(name, "train").rglob("*.png"))[::5]:
+        path.write_bytes(b"no picture")
+    with pytest.raises(RunFailed, match=r"60 training images cannot be read, 240 can"):
+        in_process(tmp_path, 4, dataset=name, **SMALL)

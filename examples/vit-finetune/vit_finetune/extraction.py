@@ -16,6 +16,7 @@ from tqdm import tqdm
 from vit_finetune import task
 from vit_finetune.config import Config
 from vit_finetune.kit.clients import Clients, Draw, TooFewReplies
+from vit_finetune.kit.images import UNREADABLE
 from vit_finetune.kit.replies import Arrays, cause, to_numpy, to_record
 
 EXTRACT = f"{MessageType.QUERY}.extract"
@@ -91,7 +92,7 @@ class WithFeatures(Strategy):
             return {}
         content = RecordDict({"config": ConfigRecord({"moments": not self.statistics})})
         messages = [Message(content, node, EXTRACT) for node in new]
-        began, images, computed = time.perf_counter(), 0, 0
+        began, images, computed, skipped = time.perf_counter(), 0, 0, 0
         moments: dict[int, Arrays] = {}
         self.clients.send(messages)
         with tqdm(total=len(new), desc="Extracting features", unit="client", disable=None) as bar:
@@ -103,6 +104,7 @@ class WithFeatures(Strategy):
                     continue
                 metrics = reply.content["metrics"]
                 self.skipped[partition] = metrics["skipped"]
+                skipped += metrics["skipped"]
                 if not self.statistics:
                     moments[partition] = to_numpy(reply.content["moments"])
                 images, computed = images + metrics["images"], computed + metrics["computed"]
@@ -117,6 +119,11 @@ class WithFeatures(Strategy):
             "Features of %d images on %d clients ready in %.1f s; %d computed%s",
             *(images, len(new), seconds, computed, speed),
         )
+        if skipped > UNREADABLE * (skipped + images):
+            raise RuntimeError(
+                f"dataset = '{self.config.dataset}': {skipped} training images cannot be read, "
+                f"{images} can; the lines above name them"
+            )
         parts = [moments[partition] for partition in sorted(moments)]
         total = {name: sum(part[name] for part in parts) for name in parts[0]} if parts else {}
         if total:

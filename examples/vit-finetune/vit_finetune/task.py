@@ -14,7 +14,7 @@ from vit_finetune import dataset
 from vit_finetune.config import Config
 from vit_finetune.dataset import Images
 from vit_finetune.features import FeatureCache, LiveFeatures, Report, Source, readable_rows
-from vit_finetune.kit.models import batches as random_batches
+from vit_finetune.kit.batches import batches as random_batches
 from vit_finetune.models import NORMALIZATIONS, Backbone, device
 
 

@@ -16,7 +16,8 @@ class Guard:
 
     How long they are is this round's median; where most clients have nothing to learn it vanishes,
     so it counts as at least a tenth of the longest median so far, and as a hundredth of the
-    model's own length. Parameters and buffers are measured apart, counters not at all.
+    model's own length. Parameters and buffers are measured apart, counters not at all; buffers hold
+    squares, variances, so the ratio is squared for them.
 
     Args:
         ratio: how many times as long an update may be.
@@ -31,13 +32,14 @@ class Guard:
         """Return, for each reply of the training phase, what is absurd, or an empty text."""
         replies = list(replies)
         found = [""] * len(replies)
-        for group, names in zip(GROUPS, self.split(sent), strict=True):
+        ratios = (self.ratio, self.ratio**2)
+        for group, names, ratio in zip(GROUPS, self.split(sent), ratios, strict=True):
             lengths = [length(reply.content["arrays"], sent, names) for reply in replies]
             median = median_low(lengths) if lengths else 0.0
             usual = max(median, self.longest[group] / 10, length(sent, None, names) / 100)
             self.longest[group] = max(self.longest[group], median)
             for i, own in enumerate(lengths):
-                if own > self.ratio * usual > 0:
+                if own > ratio * usual > 0:
                     found[i] = f"its update is {own / usual:.3g} times as long as the median"
         return found
 

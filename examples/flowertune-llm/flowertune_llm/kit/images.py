@@ -16,7 +16,6 @@ import datasets
 import numpy as np
 import PIL
 from datasets import ClassLabel, Dataset, Features, Value
-from flwr.common import log
 
 from .pixels import MODES, UnreadableImage, name_of, open_image, to_pixels
 from .settings import SHARE
@@ -31,6 +30,9 @@ SHOWN = 20  # of them, in the log
 WITHOUT_HUB = "without a network use the dataset of offline.toml, or a local folder"
 DARK = 64  # no pixel of a whole split is brighter: something is wrong
 
+FLOWER = logging.getLogger(
+    "flwr"
+)  # without importing it: the data is for centralised training, too
 if not sys.stderr.isatty():
     datasets.disable_progress_bars()
 # Its retries against an unreachable Hub would bury the one line that says what to do.
@@ -319,7 +321,7 @@ def load_pixels(
 def check_pixels(dataset: str, size: int, channels: int, test_split: str = "test") -> None:
     """Have both splits decoded, and log the `remarks`: for the server, before a run."""
     for remark in remarks(dataset, size, channels, test_split):
-        log(WARNING, "%s", remark)
+        FLOWER.log(WARNING, "%s", remark)
 
 
 def remarks(dataset: str, size: int, channels: int, test_split: str = "test") -> list[str]:

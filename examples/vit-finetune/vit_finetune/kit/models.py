@@ -45,17 +45,6 @@ def buffers(model: nn.Module) -> set[str]:
     return {name for name, value in entries_of(model) if not isinstance(value, nn.Parameter)}
 
 
-def batches(count: int, size: int, device: torch.device | None = None) -> list[Tensor]:
-    """Return rows in a random order, which is the CPU's, some at a time, on the device.
-
-    A last batch of one row joins the one before: batch norm cannot train on a single row.
-    """
-    found = list(torch.randperm(count).to(device).split(size))
-    if len(found) > 1 and len(found[-1]) == 1 < size:
-        found[-2:] = [torch.cat(found[-2:])]
-    return found
-
-
 def entries_of(model: nn.Module) -> Iterator[tuple[str, Any]]:
     yield from model.state_dict(keep_vars=True).items()
 

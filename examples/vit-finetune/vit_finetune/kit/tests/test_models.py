@@ -12,6 +12,7 @@ from flwr.serverapp import strategy as flower
 from torch import nn
 
 from .. import models
+from ..batches import batches
 from ..replies import to_numpy
 from .tiny import CLIENT, CLIPPED_CLIENT, MODEL, play
 
@@ -137,8 +138,8 @@ def test_entries_that_cannot_travel_are_named(model, problem):
 
 
 def test_a_last_batch_is_never_a_single_row():
-    assert [len(rows) for rows in models.batches(33, 16)] == [16, 17]
-    assert [len(rows) for rows in models.batches(34, 16)] == [16, 16, 2]
-    assert [len(rows) for rows in models.batches(1, 16)] == [1]
-    assert [len(rows) for rows in models.batches(3, 1)] == [1, 1, 1]
-    assert sorted(torch.cat(models.batches(33, 16)).tolist()) == list(range(33))
+    assert [len(rows) for rows in batches(33, 16)] == [16, 17]
+    assert [len(rows) for rows in batches(34, 16)] == [16, 16, 2]
+    assert [len(rows) for rows in batches(1, 16)] == [1]
+    assert [len(rows) for rows in batches(3, 1)] == [1, 1, 1]
+    assert sorted(torch.cat(batches(33, 16)).tolist()) == list(range(33))

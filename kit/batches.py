@@ -1,0 +1,16 @@
+# Part of the kit: the same in every example, word for word. You need not read it to change one.
+"""Random batches."""
+
+import torch
+from torch import Tensor
+
+
+def batches(count: int, size: int, device: torch.device | None = None) -> list[Tensor]:
+    """Return rows in a random order, which is the CPU's, some at a time, on the device.
+
+    A last batch of one row joins the one before: batch norm cannot train on a single row.
+    """
+    found = list(torch.randperm(count).to(device).split(size))
+    if len(found) > 1 and len(found[-1]) == 1 < size:
+        found[-2:] = [torch.cat(found[-2:])]
+    return found
