@@ -83,6 +83,7 @@ def provenance(seeds: Sequence[int]) -> dict[str, Any]:
         "hardware": {
             "cores": len(os.sched_getaffinity(0)),
             "processor": processor(),
+            "instructions": instructions(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30),
             "gpu": gpu(),
         },
@@ -99,6 +100,13 @@ def versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def instructions() -> str:
+    """Return the processor's widest instructions that PyTorch uses, AVX2 for instance."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def gpu() -> str | None:

@@ -32,8 +32,9 @@ def taken(*results: dict[str, Any]) -> str:
 
 def place(measured: dict[str, Any]) -> str:
     hardware, packages = measured["hardware"], measured["packages"]
+    processor = f"{hardware['processor']} {hardware.get('instructions', '')}".strip()
     return (
-        f"{hardware['processor']}, {hardware['cores']} cores, {hardware['gpu'] or 'no GPU'}, "
+        f"{processor}, {hardware['cores']} cores, {hardware['gpu'] or 'no GPU'}, "
         f"Python {measured['python']}, flwr {packages['flwr']}, torch {packages['torch']}"
     )
 
