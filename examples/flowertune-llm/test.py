@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from flowertune_llm import models
+from flowertune_llm.config import DTYPES
 from flowertune_llm.dataset import render
 from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TextStreamer
@@ -18,7 +19,7 @@ def main() -> None:
     parser.add_argument("--question", required=True, help="what to ask")
     parser.add_argument("--base-model", help="another copy of the base model: a folder or Hub name")
     parser.add_argument("--quantization", type=int, default=0, choices=(0, 4, 8), help="bits")
-    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help="to compute in")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="length of the answer")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest")
     arguments = parser.parse_args()
@@ -51,14 +52,12 @@ def load(arguments: argparse.Namespace) -> PeftModel:
     Raises:
         RuntimeError: the base model is not there, or is another one than the adapter was made for.
     """
-    options = {
-        "dtype": getattr(torch, arguments.dtype),
-        "device_map": models.device_map("auto"),
-    }
+    place = models.device_map("auto")
+    chosen = models.fast_dtype(place[""]) if arguments.dtype == "auto" else arguments.dtype
+    dtype = getattr(torch, chosen)
+    options = {"dtype": dtype, "device_map": place}
     if arguments.quantization:
-        options["quantization_config"] = models.quantization(
-            arguments.quantization, arguments.dtype
-        )
+        options["quantization_config"] = models.quantization(arguments.quantization, dtype)
     made_for = PeftConfig.from_pretrained(arguments.peft_path).base_model_name_or_path
     base = models.source(arguments.base_model or made_for)
     try:

@@ -5,12 +5,14 @@ import os
 import sys
 import tempfile
 from functools import lru_cache
+from logging import INFO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.numpy
 import torch
 import transformers
+from flwr.common import log
 from peft import (
     LoraConfig,
     PeftModel,
@@ -107,9 +109,10 @@ def load_model(config: Config) -> PeftModel:
         RuntimeError: it is not there, or this machine cannot do what is asked for.
     """
     check_platform(config)
+    log(INFO, "Base model: %s", precision(config))
     options: dict[str, Any] = {"device_map": device_map(config.device_map)}
     if config.quantization:
-        options["quantization_config"] = quantization(config.quantization, config.dtype)
+        options["quantization_config"] = quantization(config.quantization, dtype(config))
     model = pretrained(AutoModelForCausalLM, config, dtype=dtype(config), **options)
     model.requires_grad_(False)
     model.config.use_cache = False
@@ -143,7 +146,7 @@ def add_adapter(model: torch.nn.Module, config: Config) -> PeftModel:
         ) from None
 
 
-def quantization(bits: int, dtype_name: str) -> transformers.BitsAndBytesConfig:
+def quantization(bits: int, compute: torch.dtype) -> transformers.BitsAndBytesConfig:
     """Return NF4 with 4 bits (Dettmers et al. 2023) or LLM.int8 (Dettmers et al. 2022).
 
     Sources: https://arxiv.org/abs/2305.14314 and https://arxiv.org/abs/2208.07339
@@ -153,12 +156,41 @@ def quantization(bits: int, dtype_name: str) -> transformers.BitsAndBytesConfig:
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=getattr(torch, dtype_name),
+        bnb_4bit_compute_dtype=compute,
     )
 
 
 def dtype(config: Config) -> torch.dtype:
-    return getattr(torch, config.dtype)
+    return getattr(torch, dtype_name(config))
+
+
+def dtype_name(config: Config) -> str:
+    """Return what this process computes in: `model.dtype`, or with "auto" what is fast here."""
+    return fast_dtype(first_device(config)) if config.dtype == "auto" else config.dtype
+
+
+def fast_dtype(device: str) -> str:
+    """Return "bfloat16" where a device computes in it faster than in float32."""
+    if device.startswith("cuda"):
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Older releases of PyTorch do not tell; float32 is right everywhere. What the processor
+        # can do, PyTorch may be told not to use.
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+        fast = fast and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return "bfloat16" if fast else "float32"
+
+
+def precision(config: Config) -> str:
+    """Return the words for what this process computes in, and where."""
+    return f"{dtype_name(config)} on {first_device(config)} (model.dtype = '{config.dtype}')"
+
+
+def first_device(config: Config) -> str:
+    """Return where the model, or its first part, is to be: "cpu", "cuda:0" or the like."""
+    chosen = device_map(config.device_map)
+    return "cuda:0" if isinstance(chosen, str) else chosen[""]
 
 
 def device_map(name: str) -> Any:
@@ -176,8 +208,7 @@ def check_platform(config: Config) -> None:
     Raises:
         RuntimeError: names the key.
     """
-    chosen = device_map(config.device_map)
-    device = "cuda:0" if isinstance(chosen, str) else chosen[""]
+    device = first_device(config)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise RuntimeError(
             f"model.device-map = '{config.device_map}': this process sees no GPU; in a simulation "

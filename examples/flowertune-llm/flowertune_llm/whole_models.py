@@ -34,9 +34,16 @@ class WholeModels:
         return ArrayRecord()
 
     def begin(self) -> None:
-        """Say what data there is."""
+        """Say what data there is, and in what is computed."""
         if self.config.trains:
             central.report_data(self.config)
+            central.report_precision(self.config, self.run)
+
+    def remarks(self) -> dict[str, str]:
+        """Have results.json tell what the server computes in, where it does."""
+        from flowertune_llm import models
+
+        return {"dtype": models.dtype_name(self.config)} if self.config.trains else {}
 
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Test the global model, which is in the run's folder, in the rounds for it."""
@@ -123,6 +130,7 @@ def load(config: Config, folder: Path) -> "PreTrainedModel":
     from flowertune_llm import models
 
     models.check_platform(config)
+    log(INFO, "Whole model: %s", models.precision(config))
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=models.dtype(config), device_map=models.device_map(config.device_map)
     )

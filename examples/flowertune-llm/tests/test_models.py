@@ -44,7 +44,7 @@ def test_every_precision_trains(small, tmp_path, quantization, dtype):
         tmp_path / "peft_4",
         dtype=models.dtype(config),
         **(
-            {"quantization_config": models.quantization(quantization, dtype)}
+            {"quantization_config": models.quantization(quantization, models.dtype(config))}
             if quantization
             else {}
         ),
@@ -57,6 +57,20 @@ def test_every_precision_trains(small, tmp_path, quantization, dtype):
         torch.testing.assert_close(
             loaded(tokens).logits, model(tokens).logits, rtol=0.02, atol=0.02
         )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which is asked instead")
+def test_auto_is_what_the_processor_computes_fast(small):
+    config = Config.from_run_config(small)
+    assert config.dtype == "auto"
+    found = torch.cpu.get_capabilities()
+    fast = (found.get("avx512_bf16") or found.get("amx_bf16")) and (
+        torch.backends.cpu.get_cpu_capability() == "AVX512"
+    )
+    assert models.dtype(config) == (torch.bfloat16 if fast else torch.float32)
+    four = models.load_model(Config.from_run_config(small | {"model.quantization": 4}))
+    kinds = {m.compute_dtype for m in four.modules() if hasattr(m, "compute_dtype")}
+    assert kinds == {models.dtype(config)}
 
 
 def test_initial_adapter_is_lora_s(small):

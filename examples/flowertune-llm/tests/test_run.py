@@ -13,6 +13,7 @@ from flowertune_llm import server_app
 from flowertune_llm.kit.testing import (
     APP,
     Faulty,
+    as_run_config,
     in_process,
     kill,
     offline,
@@ -121,6 +122,22 @@ def test_interrupted_and_resumed_gives_the_same_results(name, brief, tmp_path, m
     assert in_process(part, NODES, **brief, resume_from=folder) == whole
     one, other = adapter(tmp_path / "whole", 3), adapter(part, 3)
     assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_run_goes_on_where_another_dtype_is_fast(brief, tmp_path):
+    """A processor without bfloat16, as PyTorch sees it, chooses float32, and takes over a run."""
+    brief |= {"model.dtype": "auto", "strategy.fraction-train": 1.0}
+    [_, before] = in_process(tmp_path, 2, **brief | {"num-server-rounds": 1})
+    settings = offline(**brief) | {"resume-from": str(only_run(tmp_path))}
+    command = [sys.executable, "-m", "flowertune_llm.kit.in_process", "--num-supernodes", 2]
+    command += ["--run-config", as_run_config(settings | {"num-server-rounds": 2})]
+    done = run(command, tmp_path, ATEN_CPU_CAPABILITY="avx2", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stdout
+    [_, one, two] = results(tmp_path)
+    assert (one["dtype"], two["dtype"]) == (before["dtype"], "float32")
+    assert "Server: float32 on cpu (model.dtype = 'auto')" in done.stdout
+    changed = "model.dtype = 'auto' meant bfloat16 so far; on this machine the run goes on in float"
+    assert (changed in done.stdout) == (before["dtype"] == "bfloat16")
 
 
 def test_lost_adapter_is_there_again_after_a_resume(brief, tmp_path):
