@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import sys
 import tempfile
 from functools import lru_cache
@@ -126,24 +127,46 @@ def load_model(config: Config) -> PeftModel:
     return add_adapter(model, config)
 
 
+def targets(text: str) -> list[str] | str | None:
+    """Return what PEFT takes for `target-modules`: names, "all-linear", an expression, its choice.
+
+    Names are made of letters, digits, `_`, `-` and `.`, with commas between them; any other text
+    is a regular expression, which matches whole names of modules.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if names == ["all-linear"] or not all(re.fullmatch(r"[\w.-]+", name) for name in names):
+        return text.strip()
+    return names or None
+
+
 def add_adapter(model: torch.nn.Module, config: Config) -> PeftModel:
-    targets = [name.strip() for name in config.target_modules.split(",") if name.strip()]
+    """Put an adapter on a model, which may be quantised, or without memory.
+
+    Raises:
+        RuntimeError: it does not fit; names the keys.
+    """
+    chosen = targets(config.target_modules)
     lora = LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=targets or None,
+        target_modules=chosen,
         task_type="CAUSAL_LM",
         base_model_name_or_path=source(config.model_name),
     )
     try:
-        return get_peft_model(model, lora)
-    except ValueError as error:
+        adapted = get_peft_model(model, lora)
+        reached = adapted.targeted_module_names
+        for name in chosen if isinstance(chosen, list) else ():
+            if not any(f".{module}".endswith(f".{name}") for module in reached):
+                raise ValueError(f"it has no {name}")
+    except (ValueError, re.error) as error:
         raise RuntimeError(
             f"model.lora.peft-lora-r = {config.lora_r} with target-modules = "
             f"'{config.target_modules}' does not fit {config.model_name}: "
             f"{str(error).splitlines()[0]}"
         ) from None
+    return adapted
 
 
 def quantization(bits: int, compute: torch.dtype) -> transformers.BitsAndBytesConfig:
@@ -253,26 +276,53 @@ def initial_adapter(config: Config) -> "Arrays":
 
     Source: https://arxiv.org/abs/2106.09685
     """
-    generator = torch.Generator().manual_seed(config.seed)
+    return first_values(empty_model(config), config.seed)
+
+
+def first_values(model: PeftModel, seed: int) -> "Arrays":
+    """Return the values with which an adapter begins; the model may be without memory.
+
+    Raises:
+        RuntimeError: it has weights that begin otherwise: those of DoRA, or copies of the model's.
+    """
+    generator = torch.Generator().manual_seed(seed)
     arrays = {}
-    for name, empty in get_peft_model_state_dict(empty_model(config)).items():
+    for name, empty in adapter_weights(model).items():
+        [kind] = re.findall(r"\.lora_(A|B|embedding_A|embedding_B)(?:\.weight)?$", name) or [""]
         value = torch.zeros(empty.shape)
-        if "lora_A" in name:
+        if not kind:
+            raise RuntimeError(
+                f"{name} is no weight of a plain LoRA, and cannot begin without the base model's "
+                "values; leave use_dora and modules_to_save out of LoraConfig in models.py"
+            )
+        if kind == "A":
             torch.nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=generator)
-        elif "lora_embedding_B" in name:
+        elif kind == "embedding_B":
             torch.nn.init.normal_(value, generator=generator)
         arrays[name] = value.numpy()
     return arrays
 
 
+def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Return the adapter's own weights: PEFT alone would add an adapted embedding's base."""
+    return get_peft_model_state_dict(model, save_embedding_layers=False)
+
+
 def set_adapter(model: PeftModel, arrays: "Arrays") -> None:
+    """Put an adapter's values into the model.
+
+    Raises:
+        RuntimeError: they are those of another adapter.
+    """
+    if unlike := arrays.keys() ^ adapter_weights(model).keys():
+        raise RuntimeError(f"{min(unlike)} is not in both the adapter received and the model's own")
     set_peft_model_state_dict(model, {name: torch.from_numpy(v) for name, v in arrays.items()})
 
 
 def get_adapter(model: PeftModel) -> "Arrays":
     return {
         name: value.detach().to("cpu", torch.float32, copy=True).numpy()
-        for name, value in get_peft_model_state_dict(model).items()
+        for name, value in adapter_weights(model).items()
     }
 
 

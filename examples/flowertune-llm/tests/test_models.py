@@ -9,8 +9,8 @@ import torch
 from flowertune_llm import models, task, transport
 from flowertune_llm.config import Config
 from flowertune_llm.dataset import load_partition, load_test
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 PRECISIONS = [("float32", 0), ("bfloat16", 0), ("bfloat16", 4), ("bfloat16", 8)]
 OTHERS = [("float16", 0), ("float32", 4), ("float32", 8), ("float16", 4), ("float16", 8)]
@@ -84,6 +84,91 @@ def test_initial_adapter_is_lora_s(small):
     assert all((adapter[name] == again[name]).all() for name in adapter)
 
 
+@pytest.fixture
+def tied_model(small_model, tmp_path) -> Path:
+    """The small Llama with one matrix for its input and output embeddings."""
+    folder = shutil.copytree(small_model, tmp_path / "tied")
+    described = AutoConfig.from_pretrained(small_model, tie_word_embeddings=True)
+    AutoModelForCausalLM.from_config(described).save_pretrained(folder)
+    return folder
+
+
+TARGETS = {
+    "": 4,
+    "q_proj, v_proj": 4,
+    "self_attn.q_proj,layers.1.mlp.up_proj": 3,
+    "all-linear": 14,
+    r".*\.1\..*(q|v)_proj": 2,
+    "embed_tokens": 1,
+    "lm_head": 1,
+    "q_proj,lm_head,embed_tokens": 4,
+    r".*(embed_tokens|lm_head)": 2,
+}
+
+
+EMBEDDINGS = [targets for targets in TARGETS if "embed" in targets or "head" in targets]
+
+
+@pytest.mark.parametrize(
+    ("targets", "base_model", "quantization"),
+    [
+        *((targets, "small_model", 0) for targets in TARGETS),
+        *((targets, "tied_model", 0) for targets in EMBEDDINGS),
+        *((targets, "tied_model", 4) for targets in ("all-linear", "q_proj,lm_head,embed_tokens")),
+    ],
+)
+def test_adapter_leaves_the_base_as_it_is(
+    small, request, tmp_path, targets, base_model, quantization
+):
+    """Whatever is targeted: only adapter weights are made, trained, saved; the base stays."""
+    folder, close = request.getfixturevalue(base_model), 0.02 if quantization else 1e-5
+    changes = {"model.name": str(folder), "model.lora.target-modules": targets}
+    changes |= {"model.dtype": "float32", "model.quantization": quantization}
+    changes |= {"train.seq-length": 64, "train.training-arguments.max-steps": 2}
+    config = Config.from_run_config(small | changes)
+    first = models.initial_adapter(config)
+    assert len(first) == 2 * TARGETS[targets]
+    assert all("lora_" in name for name in first)
+    model = models.load_model.__wrapped__(config)
+    tokens = torch.tensor([load_test(config)[0]["input_ids"]])
+    with torch.no_grad(), model.disable_adapter():
+        base = model.eval()(tokens).logits
+    models.set_adapter(model, first)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens).logits, base, rtol=close, atol=close)
+    task.train(model, load_partition(config, 0, 20), config, 0.01, 1)
+    trained = models.get_adapter(model)
+    assert all((trained[name] != first[name]).any() for name in first)
+    models.save_adapter(trained, config, tmp_path / "peft_1")
+    options = {"quantization_config": models.quantization(4, torch.float32)} if quantization else {}
+    loaded = AutoPeftModelForCausalLM.from_pretrained(
+        tmp_path / "peft_1", dtype=torch.float32, **options
+    )
+    with torch.no_grad():
+        answered = model.eval()(tokens).logits
+        torch.testing.assert_close(loaded(tokens).logits, answered, rtol=close, atol=close)
+        with loaded.disable_adapter():
+            torch.testing.assert_close(loaded(tokens).logits, base, rtol=close, atol=close)
+
+
+def test_weights_that_need_the_base_are_refused(small):
+    """DoRA's magnitudes and copies of whole modules cannot begin with zeros."""
+    described = AutoConfig.from_pretrained(small["model.name"])
+    for extra in ({"use_dora": True}, {"modules_to_save": ["lm_head"]}):
+        lora = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", **extra)
+        model = get_peft_model(AutoModelForCausalLM.from_config(described), lora)
+        with pytest.raises(RuntimeError, match="is no weight of a plain LoRA"):
+            models.first_values(model, 42)
+
+
+def test_adapter_of_another_model_is_refused(small):
+    config = Config.from_run_config(small)
+    first = models.initial_adapter(config)
+    first.pop(name := min(first))
+    with pytest.raises(RuntimeError, match=f"{name} is not in both"):
+        models.set_adapter(models.load_model(config), first)
+
+
 def test_gradient_checkpointing_changes_no_loss(small):
     losses = []
     for checkpointing in (False, True):
@@ -132,6 +217,9 @@ def test_tokenizer_without_a_chat_template_or_padding(small, small_model, tmp_pa
     [
         ({"model.name": "/nowhere/llama"}, "model.name = '/nowhere/llama': cannot be loaded"),
         ({"model.lora.target-modules": "query"}, "target-modules = 'query' does not fit"),
+        ({"model.lora.target-modules": "q_proj,v_prj"}, "'q_proj,v_prj' does not fit .* no v_prj"),
+        ({"model.lora.target-modules": "norm"}, "target-modules = 'norm' does not fit"),
+        ({"model.lora.target-modules": ".*(q"}, r"target-modules = '\.\*\(q' does not fit"),
         pytest.param(
             {"model.device-map": "cuda"},
             "model.device-map = 'cuda': this process sees no GPU",
