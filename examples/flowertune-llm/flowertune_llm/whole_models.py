@@ -12,11 +12,19 @@ from flowertune_llm import central, smollm2
 from flowertune_llm.config import Config
 from flowertune_llm.kit.flower import partition_id
 from flowertune_llm.kit.run import Run
+from flowertune_llm.layerwise.shards import check_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+HUB_FILES = (
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.txt",
+)
 
 
 class WholeModels:
@@ -29,6 +37,8 @@ class WholeModels:
         """Check what can be checked before clients start, who have the first model themselves."""
         if self.config.trains:
             central.check(self.config)
+            if self.config.evaluate_every_round:
+                find(self.config, 0)
         elif self.config.num_server_rounds > 1:
             log(INFO, "Nothing is trained: one round is all there is to do")
         return ArrayRecord()
@@ -64,17 +74,17 @@ def find(config: Config, partition: int) -> Path:
     """Return the folder of `model.name` at this client, fetched from the Hub if it is not here.
 
     Raises:
-        RuntimeError: it is not there.
+        RuntimeError: it is not there, or no model that can be averaged.
     """
     name = config.model_name.replace("{partition}", str(partition))
     if name == smollm2.NAME:
         return smollm2.model_folder()
     if Path(name).is_dir():
-        return Path(name).resolve()
+        return check_model(Path(name).resolve())
     try:
         from huggingface_hub import snapshot_download  # only here: not everyone needs it
 
-        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
+        folder = Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
     except Exception as error:  # the Hub's client has no common base class for its errors
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         raise RuntimeError(
@@ -82,6 +92,7 @@ def find(config: Config, partition: int) -> Path:
             f"folder, or an embedded name: {smollm2.NAME}, or one that begins with synthetic-. "
             f"({reason})"
         ) from None
+    return check_model(folder)
 
 
 def train_to_disk(

@@ -168,7 +168,7 @@ def spoil(message, context, answer):
 
 
 def test_bad_clients_cost_only_their_own_contribution(brief, tmp_path, caplog):
-    changes = {"strategy.fraction-train": 1.0, "num-server-rounds": 1}
+    changes = {"strategy.fraction-train": 1.0, "num-server-rounds": 1, "strategy.min-replies": 1}
     history = in_process(tmp_path, 4, Faulty(spoil), **brief | changes)
     assert [client["partition"] for client in history[1]["clients"]] == [3]
     for line in (
