@@ -72,5 +72,9 @@ def test_what_is_averaged(run_config):
     assert Config.from_run_config(run_config | whole | {"model.quantization": 0}).trains
     with pytest.raises(ValueError, match=r"trains the whole model, which model.quantization = 4"):
         Config.from_run_config(run_config | whole)
+    with pytest.raises(ValueError, match=r"dtype = 'float16' is too narrow .* use 'auto'"):
+        Config.from_run_config(
+            run_config | whole | {"model.quantization": 0, "model.dtype": "float16"}
+        )
     with pytest.raises(ValueError, match="'discard' would lose what was trained"):
         Config.from_run_config(run_config | {"aggregation.output": "discard"})

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from flowertune_llm import server_app
+from flowertune_llm import server_app, whole_models
 from flowertune_llm.config import Config
 from flowertune_llm.kit.flower import RunFailed
 from flowertune_llm.kit.testing import (
@@ -382,6 +382,23 @@ def test_trained_models_are_averaged_over_rounds(little, tmp_path):
     assert history[2]["traffic"]["down_bytes"] > history[2]["traffic"]["up_bytes"]
     assert not list((tmp_path / "clients").rglob("*.safetensors"))
     assert (only_run(tmp_path) / "model_2" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_small_steps_of_a_whole_model_are_not_rounded_away(dtype, small, small_model, tmp_path):
+    """A step of 1e-5 is below the last bit of most weights in bfloat16."""
+    small |= {"model.lora.peft-lora-r": 0, "num-server-rounds": 1, "model.dtype": dtype}
+    small |= {"train.learning-rate-max": 1e-5, "train.learning-rate-min": 1e-5}
+    small |= {"train.evaluate-every-round": 0, "train.seq-length": 64}
+    model = whole_models.load(Config.from_run_config(small), small_model)
+    assert model(torch.tensor([[1, 2]])).logits.dtype == getattr(torch, dtype)
+    small |= {"aggregation.client-dir": str(tmp_path / "clients")}
+    in_process(tmp_path, 2, **small | {"output-dir": str(tmp_path / "outputs")})
+    before, after = tensors(small_model), tensors(only_run(tmp_path) / "model_1")
+    assert {value.dtype for value in after.values()} == {torch.float32}
+    layers = [name for name in after if ".layers." in name]  # not embeddings of unseen tokens
+    changed = sum((after[name] != before[name]).sum().item() for name in layers)
+    assert changed > 0.95 * sum(after[name].numel() for name in layers)
 
 
 @pytest.fixture
