@@ -81,6 +81,7 @@ def check(config: Config) -> None:
 
     task.check_training_arguments(config)
     models.load_tokenizer(config)
+    models.check_length(config)
     if config.evaluate_every_round:
         models.check_platform(config)
         dataset.load_split(config.dataset, config.test_examples, config.seed)
@@ -97,6 +98,7 @@ def report_data(config: Config) -> None:
     if split.unanswered:
         message = "dataset = '%s': %d rows without an answer left out"
         log(WARNING, message, config.dataset, split.unanswered)
+    dataset.load_test(config)
 
 
 def report_precision(config: Config, run: Run) -> None:

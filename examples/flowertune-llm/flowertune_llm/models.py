@@ -10,6 +10,7 @@ from logging import INFO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors
 import safetensors.numpy
 import torch
 import transformers
@@ -25,6 +26,8 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -66,15 +69,79 @@ def pretrained(loader: Any, config: Config, **options: Any) -> Any:
     Raises:
         RuntimeError: it is not there, or not what transformers can load.
     """
+    return load_from(loader, source(config.model_name), key(config), **options)
+
+
+def key(config: Config) -> str:
+    return f"model.name = '{config.model_name}'"
+
+
+def load_from(loader: Any, place: str | Path, what: str, **options: Any) -> Any:
+    """Call `from_pretrained` for a folder or a Hub name; errors begin with `what`.
+
+    Raises:
+        RuntimeError: nothing is there, or it is not whole; names the file or tensor.
+    """
     try:
-        return loader.from_pretrained(source(config.model_name), **options)
-    except (OSError, ValueError) as error:
+        return loader.from_pretrained(place, **options)
+    except Exception as error:  # what a damaged file raises depends on where it is damaged
+        reason = "no such folder, no such model on the Hub, no access to it, or the Hub cannot be "
+        reason += "reached. Without a network use --run-config offline.toml, or set model.name to "
+        reason += "a local folder. "
+        if Path(place).is_dir():
+            damaged = filter(is_damaged, sorted(Path(place).glob("*.safetensors")))
+            reason = "".join(f"{path.name} is damaged or was cut off. " for path in damaged)
+        raise RuntimeError(f"{what}: cannot be loaded; {reason}({in_a_line(error)})") from None
+
+
+def is_damaged(path: Path) -> bool:
+    try:
+        with safetensors.safe_open(path, framework="pt"):
+            return False
+    except safetensors.SafetensorError:
+        return True
+
+
+def load_base(place: str | Path, what: str, **options: Any) -> PreTrainedModel:
+    """Load a causal language model from a folder or a Hub name; errors begin with `what`.
+
+    Raises:
+        RuntimeError: as `load_from`; or a weight is in none of its files, and would be random.
+    """
+    if Path(place, "adapter_config.json").is_file():
         raise RuntimeError(
-            f"model.name = '{config.model_name}': cannot be loaded; no such folder, no such model "
-            "on the Hub, no access to it, or the Hub cannot be reached. Without a network use "
-            "--run-config offline.toml, or set model.name to a local folder. "
-            f"({type(error).__name__}: {str(error).strip().splitlines()[0]})"
-        ) from None
+            f"{what}: holds an adapter (adapter_config.json), not a base model; "
+            "merge it into its base model, or give that"
+        )
+    options["output_loading_info"] = True
+    model, found = load_from(AutoModelForCausalLM, place, what, **options)
+    if missing := sorted(found["missing_keys"]):
+        raise RuntimeError(
+            f"{what}: its files lack {len(missing)} of the model's weights, "
+            f"{missing[0]} for one, which would be random; save or fetch the model again"
+        )
+    return model
+
+
+@lru_cache(maxsize=1)
+def vocabulary_size(config: Config) -> int:
+    """Return the number of rows of the model's embedding."""
+    return pretrained(AutoConfig, config).get_text_config().vocab_size
+
+
+def check_length(config: Config) -> None:
+    """Compare `train.seq-length` with the positions that the model has, where it has a limit.
+
+    Raises:
+        RuntimeError: it is longer.
+    """
+    described = pretrained(AutoConfig, config).get_text_config()
+    limit = getattr(described, "max_position_embeddings", None) or 0
+    if 0 < limit < config.seq_length:
+        raise RuntimeError(
+            f"train.seq-length = {config.seq_length}: {key(config)} has {limit} positions; set it "
+            f"to {limit} or less"
+        )
 
 
 @lru_cache(maxsize=1)
@@ -94,12 +161,34 @@ def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
         )
     if tokenizer.eos_token is None:
         raise RuntimeError(
-            f"model.name = '{config.model_name}': its tokenizer has no token for the end of a "
+            f"{key(config)}: its tokenizer has no token for the end of a "
             "text (eos_token), so no answer could end; set it in tokenizer_config.json"
         )
-    if tokenizer.pad_token is None:  # masked out everywhere, so that any will do
+    padding = tokenizer.pad_token_id
+    if padding is None or padding >= vocabulary_size(config):  # masked out: any token will do
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def turn_ends(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig) -> list[int]:
+    """Return the ids of all tokens that end an answer: the model's, tokenizer's and template's."""
+    own = generation.eos_token_id
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    asked = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
+    text = tokenizer.apply_chat_template(asked, tokenize=False)
+    after = tokenizer(text.rpartition("Because.")[2], add_special_tokens=False)["input_ids"]
+    ends.add(next((token for token in after if token in tokenizer.added_tokens_decoder), None))
+    return sorted(ends - {None})
+
+
+@lru_cache(maxsize=1)
+def load_turn_ends(config: Config) -> list[int]:
+    """Return the ids of all tokens that end an answer of the run's model."""
+    try:
+        generation = GenerationConfig.from_pretrained(source(config.model_name))
+    except OSError:  # the model has no file of its own for it
+        generation = GenerationConfig.from_model_config(pretrained(AutoConfig, config))
+    return turn_ends(load_tokenizer(config), generation)
 
 
 @lru_cache(maxsize=1)
@@ -114,7 +203,8 @@ def load_model(config: Config) -> PeftModel:
     options: dict[str, Any] = {"device_map": device_map(config.device_map)}
     if config.quantization:
         options["quantization_config"] = quantization(config.quantization, dtype(config))
-    model = pretrained(AutoModelForCausalLM, config, dtype=dtype(config), **options)
+    place = source(config.model_name)
+    model = load_base(place, key(config), dtype=dtype(config), **options)
     model.requires_grad_(False)
     model.config.use_cache = False
     for module in model.modules():
@@ -241,8 +331,8 @@ def check_platform(config: Config) -> None:
         x = torch.ones(64, 64, device=device, dtype=dtype(config))
         (x @ x).sum().item()
     except (RuntimeError, AssertionError) as error:
-        key = f"model.device-map = '{config.device_map}', model.dtype = '{config.dtype}'"
-        raise RuntimeError(f"{key}: does not work here ({in_a_line(error)})") from None
+        keys = f"model.device-map = '{config.device_map}', model.dtype = '{config.dtype}'"
+        raise RuntimeError(f"{keys}: does not work here ({in_a_line(error)})") from None
     if not config.quantization:
         return
     try:

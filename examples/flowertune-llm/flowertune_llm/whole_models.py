@@ -142,15 +142,13 @@ def load(config: Config, folder: Path) -> "PreTrainedModel":
         RuntimeError: this machine cannot do what is asked for.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     from flowertune_llm import models
 
     models.check_platform(config)
     log(INFO, "Whole model: weights in float32, computed in %s", models.precision(config))
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, device_map=models.device_map(config.device_map)
-    )
+    place = models.device_map(config.device_map)
+    model = models.load_base(folder, models.key(config), dtype=torch.float32, device_map=place)
     model.config.use_cache = False
     if (dtype := models.dtype(config)) != torch.float32:
         model.forward = torch.autocast(model.device.type, dtype)(model.forward)

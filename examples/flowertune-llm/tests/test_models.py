@@ -1,16 +1,25 @@
 """Base models in every precision, on the CPU; adapters that PEFT loads; what is refused."""
 
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
-from flowertune_llm import models, task, transport
+from flowertune_llm import models, task, transport, whole_models
 from flowertune_llm.config import Config
 from flowertune_llm.dataset import load_partition, load_test
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GPT2Config,
+    LlamaConfig,
+)
 
 PRECISIONS = [("float32", 0), ("bfloat16", 0), ("bfloat16", 4), ("bfloat16", 8)]
 OTHERS = [("float16", 0), ("float32", 4), ("float32", 8), ("float16", 4), ("float16", 8)]
@@ -210,6 +219,83 @@ def test_tokenizer_without_a_chat_template_or_padding(small, small_model, tmp_pa
     config = Config.from_run_config(settings | {"model.prompt-template": "alpaca"})
     assert models.load_tokenizer(config).pad_token == "<|im_end|>"
     assert task.evaluate(models.load_model(config), load_test(config), config)[0] > 0
+
+
+def lose(folder: Path) -> None:
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def cut_off(folder: Path) -> None:
+    os.truncate(folder / "model.safetensors", 10_000)
+
+
+def call_adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lose, r"its files lack 1 of the model's weights, model\.layers\.1\.mlp\.up_proj\.weight"),
+        (cut_off, r"cannot be loaded; model\.safetensors is damaged or was cut off\. \(Safet"),
+        (call_adapter, r"holds an adapter \(adapter_config\.json\), not a base model"),
+    ],
+)
+def test_base_model_that_is_not_whole_is_refused(small, small_model, tmp_path, spoil, message):
+    """Adapters on it, all of its weights, and questions to it."""
+    spoil(folder := shutil.copytree(small_model, tmp_path / "model"))
+    config = Config.from_run_config(small | {"model.name": str(folder)})
+    for load in (models.load_model, lambda config: whole_models.load(config, folder)):
+        with pytest.raises(RuntimeError, match=f"model.name = '{folder}': {message}"):
+            load(config)
+
+
+@pytest.mark.parametrize("kind", [LlamaConfig, GPT2Config])
+def test_more_tokens_than_positions_are_refused(small, tmp_path, kind):
+    kind(max_position_embeddings=128).save_pretrained(tmp_path)
+    changes = {"model.name": str(tmp_path), "train.seq-length": 129}
+    with pytest.raises(RuntimeError, match=r"train.seq-length = 129: .* has 128 positions; set it"):
+        models.check_length(Config.from_run_config(small | changes))
+    models.check_length(Config.from_run_config(small | changes | {"train.seq-length": 128}))
+
+
+def test_padding_side_changes_nothing(small, small_model, tmp_path):
+    """A model with a position for each place would see other ones behind padding."""
+    losses = []
+    for side in ("left", "right"):
+        folder = tmp_path / side
+        tokenizer = AutoTokenizer.from_pretrained(small_model, padding_side=side)
+        tokenizer.save_pretrained(folder)
+        torch.manual_seed(0)
+        described = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2)
+        described.initializer_range = 0.5
+        AutoModelForCausalLM.from_config(described).save_pretrained(folder)
+        config = Config.from_run_config(
+            small | {"model.name": str(folder), "model.dtype": "float32"}
+        )
+        losses.append(task.evaluate(models.load_model(config), load_test(config), config)[0])
+        assert models.load_tokenizer(config).padding_side == side
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("eos", "own", "template", "ends"),
+    [
+        ("<|im_end|>", None, "chat", ["<|im_end|>"]),
+        ("<|endoftext|>", None, "chat", ["<|endoftext|>", "<|im_end|>"]),
+        ("<|endoftext|>", 0, "vicuna", ["<|endoftext|>"]),
+        ("<|endoftext|>", [0, 1], "vicuna", ["<|endoftext|>", "<|im_start|>"]),
+        ("<|endoftext|>", [1], "chat", ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]),
+    ],
+)
+def test_answers_end_as_model_tokenizer_and_template_say(small_model, eos, own, template, ends):
+    tokenizer = AutoTokenizer.from_pretrained(small_model)
+    tokenizer.eos_token = eos
+    tokenizer.chat_template = models.TEMPLATES.get(template, tokenizer.chat_template)
+    found = models.turn_ends(tokenizer, GenerationConfig(eos_token_id=own))
+    assert tokenizer.convert_ids_to_tokens(found) == ends
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,14 @@ import re
 import sys
 from functools import partial
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from flowertune_llm import server_app
+from flowertune_llm.dataset import render
 from flowertune_llm.kit.testing import (
     APP,
     Faulty,
@@ -28,6 +31,7 @@ from flowertune_llm.kit.testing import (
 )
 from flwr.app import Array, ArrayRecord, MessageType
 from flwr.serverapp.strategy import FedAdam, FedMedian
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 # The losses that the README promises for the offline run: before training, and after.
 LOSS_BEFORE, LOSS_AFTER, TOLERANCE = 3.86, 3.06, 0.1
@@ -69,11 +73,30 @@ def test_trained_adapter_answers(finished):
     assert re.search(r"(path|join|director)", done.stdout.splitlines()[-1])
 
 
-def test_adapter_for_another_model_is_refused(finished, small_model, monkeypatch, capsys):
+@pytest.fixture
+def ask() -> ModuleType:
+    """The script test.py."""
     spec = importlib.util.spec_from_file_location("ask", APP / "test.py")
-    ask = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(ask)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
+
+def test_answer_ends_where_the_model_ends_a_turn(ask, small_model):
+    """Although the tokenizer names another token: this model only ever says <|endoftext|>."""
+    model = AutoModelForCausalLM.from_pretrained(small_model)
+    tokenizer = AutoTokenizer.from_pretrained(small_model)
+    torch.nn.init.zeros_(model.model.norm.weight)
+    asked = tokenizer(render(tokenizer, "Why?"), add_special_tokens=False)["input_ids"]
+    arguments = SimpleNamespace(question="Why?", temperature=0.0, max_new_tokens=20)
+    lengths = []
+    for ends in ([2], [0, 2]):
+        model.generation_config.eos_token_id = ends
+        lengths.append(ask.answer(model, tokenizer, arguments).shape[1] - len(asked))
+    assert lengths == [20, 1]
+
+
+def test_adapter_for_another_model_is_refused(ask, finished, small_model, monkeypatch, capsys):
     def refused(*words: object) -> str:
         monkeypatch.setattr(sys, "argv", ["test.py", "--question", "Why?", *map(str, words)])
         with pytest.raises(SystemExit):
