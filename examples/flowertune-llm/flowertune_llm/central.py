@@ -105,7 +105,7 @@ def report_precision(config: Config, run: Run) -> None:
     """Say what the server computes in: with "auto" a resumed run may go on in another dtype."""
     from flowertune_llm import models
 
-    log(INFO, "Server: %s; clients choose by themselves", models.precision(config))
+    log(INFO, "Computing in %s; each client chooses where it runs", models.precision(config))
     now = models.dtype_name(config)
     before = run.history[-1].get("dtype", now) if run.history else now
     if before != now:

@@ -167,7 +167,7 @@ def tokenize(rows: Dataset, config: Config, whose: str) -> Dataset:
         examples.append(encode(tokenizer, question, answer, config.seq_length))
         if (highest := max(examples[-1]["input_ids"])) >= vocabulary:
             raise RuntimeError(
-                f"dataset = '{config.dataset}': the row '{question[:60]}' has the token "
+                f"dataset = '{config.dataset}': the row {question[:60]!r} has the token "
                 f"'{tokenizer.convert_ids_to_tokens(highest)}' = {highest}, and the embedding of "
                 f"model.name = '{config.model_name}' has {vocabulary} rows; its tokenizer is "
                 "another model's"

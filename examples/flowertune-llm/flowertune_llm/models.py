@@ -6,7 +6,6 @@ import re
 import sys
 import tempfile
 from functools import lru_cache
-from logging import INFO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ import safetensors
 import safetensors.numpy
 import torch
 import transformers
-from flwr.common import log
 from peft import (
     LoraConfig,
     PeftModel,
@@ -98,7 +96,7 @@ def is_damaged(path: Path) -> bool:
     try:
         with safetensors.safe_open(path, framework="pt"):
             return False
-    except safetensors.SafetensorError:
+    except (OSError, safetensors.SafetensorError):
         return True
 
 
@@ -199,7 +197,6 @@ def load_model(config: Config) -> PeftModel:
         RuntimeError: it is not there, or this machine cannot do what is asked for.
     """
     check_platform(config)
-    log(INFO, "Base model: %s", precision(config))
     options: dict[str, Any] = {"device_map": device_map(config.device_map)}
     if config.quantization:
         options["quantization_config"] = quantization(config.quantization, dtype(config))

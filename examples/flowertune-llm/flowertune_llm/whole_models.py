@@ -146,7 +146,6 @@ def load(config: Config, folder: Path) -> "PreTrainedModel":
     from flowertune_llm import models
 
     models.check_platform(config)
-    log(INFO, "Whole model: weights in float32, computed in %s", models.precision(config))
     place = models.device_map(config.device_map)
     model = models.load_base(folder, models.key(config), dtype=torch.float32, device_map=place)
     model.config.use_cache = False

@@ -158,7 +158,7 @@ def test_run_goes_on_where_another_dtype_is_fast(brief, tmp_path):
     assert done.returncode == 0, done.stdout
     [_, one, two] = results(tmp_path)
     assert (one["dtype"], two["dtype"]) == (before["dtype"], "float32")
-    assert "Server: float32 on cpu (model.dtype = 'auto')" in done.stdout
+    assert "Computing in float32 on cpu (model.dtype = 'auto')" in done.stdout
     changed = "model.dtype = 'auto' meant bfloat16 so far; on this machine the run goes on in float"
     assert (changed in done.stdout) == (before["dtype"] == "bfloat16")
 
