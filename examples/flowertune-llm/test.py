@@ -5,9 +5,10 @@ from pathlib import Path
 
 import torch
 from flowertune_llm import models
+from flowertune_llm.config import DTYPES
 from flowertune_llm.dataset import render
 from peft import PeftConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TextStreamer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TextStreamer
 
 
 def main() -> None:
@@ -18,7 +19,7 @@ def main() -> None:
     parser.add_argument("--question", required=True, help="what to ask")
     parser.add_argument("--base-model", help="another copy of the base model: a folder or Hub name")
     parser.add_argument("--quantization", type=int, default=0, choices=(0, 4, 8), help="bits")
-    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help="to compute in")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="length of the answer")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest")
     arguments = parser.parse_args()
@@ -51,23 +52,18 @@ def load(arguments: argparse.Namespace) -> PeftModel:
     Raises:
         RuntimeError: the base model is not there, or is another one than the adapter was made for.
     """
-    options = {
-        "dtype": getattr(torch, arguments.dtype),
-        "device_map": models.device_map("auto"),
-    }
+    place = models.device_map("auto")
+    chosen = models.fast_dtype(place[""]) if arguments.dtype == "auto" else arguments.dtype
+    dtype = getattr(torch, chosen)
+    options = {"dtype": dtype, "device_map": place}
     if arguments.quantization:
-        options["quantization_config"] = models.quantization(
-            arguments.quantization, arguments.dtype
-        )
+        options["quantization_config"] = models.quantization(arguments.quantization, dtype)
     made_for = PeftConfig.from_pretrained(arguments.peft_path).base_model_name_or_path
     base = models.source(arguments.base_model or made_for)
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, **options)
-    except (OSError, ValueError) as error:
-        raise RuntimeError(
-            f"the base model {base} cannot be loaded ({str(error).strip().splitlines()[0]}); say "
-            "with --base-model where it is"
-        ) from None
+        model = models.load_base(base, f"the base model {base}", **options)
+    except RuntimeError as error:
+        raise RuntimeError(f"{error}; --base-model says where the base model is") from None
     try:
         return PeftModel.from_pretrained(model, arguments.peft_path).eval()
     except (RuntimeError, ValueError) as error:
@@ -79,8 +75,12 @@ def load(arguments: argparse.Namespace) -> PeftModel:
 
 def answer(
     model: PeftModel, tokenizer: PreTrainedTokenizerBase, arguments: argparse.Namespace
-) -> None:
-    """Print the answer as it is made, in the template that the adapter was trained with."""
+) -> torch.Tensor:
+    """Print the answer as it is made, in the template that the adapter was trained with.
+
+    Returns:
+        the tokens of question and answer, int64 (1, length).
+    """
     prompt = render(tokenizer, arguments.question)
     tokens = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
     sampling = (
@@ -88,10 +88,10 @@ def answer(
         if arguments.temperature > 0
         else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     )
-    model.generate(
+    return model.generate(
         **tokens,
         max_new_tokens=arguments.max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=models.turn_ends(tokenizer, model.generation_config),
         pad_token_id=tokenizer.pad_token_id,
         streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
         **sampling,

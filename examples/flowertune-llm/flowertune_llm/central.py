@@ -35,9 +35,16 @@ class Adapters:
         return to_record(models.initial_adapter(self.config))
 
     def begin(self) -> None:
-        """Say what data there is; keep the adapter that a killed run may lack."""
+        """Say what data there is, and in what is computed; keep the adapter a run may lack."""
         report_data(self.config)
+        report_precision(self.config, self.run)
         self.save()
+
+    def remarks(self) -> dict[str, str]:
+        """Have results.json tell what the server computes in."""
+        from flowertune_llm import models
+
+        return {"dtype": models.dtype_name(self.config)}
 
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Test the global adapter, in the rounds for it."""
@@ -74,6 +81,7 @@ def check(config: Config) -> None:
 
     task.check_training_arguments(config)
     models.load_tokenizer(config)
+    models.check_length(config)
     if config.evaluate_every_round:
         models.check_platform(config)
         dataset.load_split(config.dataset, config.test_examples, config.seed)
@@ -90,6 +98,19 @@ def report_data(config: Config) -> None:
     if split.unanswered:
         message = "dataset = '%s': %d rows without an answer left out"
         log(WARNING, message, config.dataset, split.unanswered)
+    dataset.load_test(config)
+
+
+def report_precision(config: Config, run: Run) -> None:
+    """Say what the server computes in: with "auto" a resumed run may go on in another dtype."""
+    from flowertune_llm import models
+
+    log(INFO, "Computing in %s; each client chooses where it runs", models.precision(config))
+    now = models.dtype_name(config)
+    before = run.history[-1].get("dtype", now) if run.history else now
+    if before != now:
+        message = "model.dtype = '%s' meant %s so far; on this machine the run goes on in %s"
+        log(WARNING, message, config.dtype, before, now)
 
 
 @profiler.task("evaluate")  # profiler

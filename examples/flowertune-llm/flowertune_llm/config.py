@@ -31,7 +31,7 @@ class Config(
     test_examples: int = at_least(1)
     model_name: str = some_text("model.name")
     quantization: int = one_of(0, 4, 8, name="model.quantization")
-    dtype: str = one_of(*DTYPES, name="model.dtype")
+    dtype: str = one_of("auto", *DTYPES, name="model.dtype")
     device_map: str = some_text("model.device-map", may_change=True)
     gradient_checkpointing: bool = true_or_false("model.gradient-checkpointing")
     prompt_template: str = one_of("vicuna", "alpaca", "chat", name="model.prompt-template")

@@ -5,15 +5,17 @@ import inspect
 import sysconfig
 from collections.abc import Iterator
 from functools import lru_cache
+from logging import WARNING
 from pathlib import Path
 from typing import NamedTuple
 
 from datasets import Dataset
+from flwr.common import log
 from transformers import PreTrainedTokenizerBase
 
 from flowertune_llm.config import Config
 from flowertune_llm.kit.images import load_rows
-from flowertune_llm.models import load_tokenizer
+from flowertune_llm.models import load_tokenizer, load_turn_ends, vocabulary_size
 
 IGNORED = -100  # the label of tokens that the loss leaves out
 
@@ -47,6 +49,13 @@ def load_split(name: str, test_examples: int, seed: int) -> Split:
             f"dataset = '{name}': needs the columns 'instruction' and 'output', and may have "
             f"'input'; has {data.column_names}"
         )
+    for column in {"instruction", "input", "output"} & set(data.column_names):
+        kind = data.features[column]
+        if getattr(kind, "dtype", "") not in ("string", "large_string", "null"):
+            raise RuntimeError(
+                f"dataset = '{name}': its column '{column}' is {kind}, not text; turn it into text "
+                f"(data.cast_column('{column}', datasets.Value('string')))"
+            )
     data = data.map(
         lambda row: {
             "question": "\n\n".join(filter(None, (row["instruction"], row.get("input")))),
@@ -118,7 +127,7 @@ def load_partition(config: Config, partition_id: int, num_partitions: int) -> Da
         )
     partitioner = IidPartitioner(num_partitions)
     partitioner.dataset = train  # shuffled when it was split
-    tokens = tokenize(partitioner.load_partition(partition_id), config)
+    tokens = tokenize(partitioner.load_partition(partition_id), config, f"partition {partition_id}")
     if not len(tokens):
         raise RuntimeError(
             f"partition {partition_id} is empty: in none of its rows is an answer within the first "
@@ -129,18 +138,50 @@ def load_partition(config: Config, partition_id: int, num_partitions: int) -> Da
 
 @lru_cache(maxsize=1)
 def load_test(config: Config) -> Dataset:
-    """Return the central test set as tokens, once for each process."""
-    return tokenize(load_split(config.dataset, config.test_examples, config.seed).test, config)
+    """Return the central test set as tokens, once for each process.
+
+    Raises:
+        RuntimeError: nothing is left of it.
+    """
+    rows = load_split(config.dataset, config.test_examples, config.seed).test
+    tokens = tokenize(rows, config, "the central test")
+    if not len(tokens):
+        raise RuntimeError(
+            f"test-examples = {config.test_examples}: in none of these rows is an answer within "
+            f"the first train.seq-length = {config.seq_length} tokens; raise train.seq-length"
+        )
+    return tokens
 
 
-def tokenize(rows: Dataset, config: Config) -> Dataset:
-    """Turn rows into `input_ids` and `labels`; rows cut off before their answer are left out."""
-    tokenizer = load_tokenizer(config)
-    examples = [
-        encode(tokenizer, question, answer, config.seq_length)
-        for question, answer in zip(rows["question"][:], rows["answer"][:], strict=True)
-    ]
+def tokenize(rows: Dataset, config: Config, whose: str) -> Dataset:
+    """Turn rows into `input_ids` and `labels`; rows cut off before their answer are left out.
+
+    The log has how many are, and a warning if no answer ends as the model's answers do.
+
+    Raises:
+        RuntimeError: a token has no place in the model's embedding.
+    """
+    tokenizer, vocabulary = load_tokenizer(config), vocabulary_size(config)
+    examples = []
+    for question, answer in zip(rows["question"][:], rows["answer"][:], strict=True):
+        examples.append(encode(tokenizer, question, answer, config.seq_length))
+        if (highest := max(examples[-1]["input_ids"])) >= vocabulary:
+            raise RuntimeError(
+                f"dataset = '{config.dataset}': the row {question[:60]!r} has the token "
+                f"'{tokenizer.convert_ids_to_tokens(highest)}' = {highest}, and the embedding of "
+                f"model.name = '{config.model_name}' has {vocabulary} rows; its tokenizer is "
+                "another model's"
+            )
     kept = [example for example in examples if max(example["labels"]) != IGNORED]
+    limit = f"train.seq-length = {config.seq_length}"
+    if cut := len(examples) - len(kept):
+        message = "Rows of %s: %d of %d left out, since no answer begins within %s tokens"
+        log(WARNING, message, whose, cut, len(examples), limit)
+    ends = set(load_turn_ends(config))
+    if kept and not any(ends.intersection(example["labels"]) for example in kept):
+        message = "Rows of %s: no answer ends with any of %s within %s tokens, as the model's "
+        message += "answers do: it will not learn where to stop"
+        log(WARNING, message, whose, tokenizer.convert_ids_to_tokens(sorted(ends)), limit)
     return Dataset.from_dict(
         {name: [example[name] for example in kept] for name in ("input_ids", "labels")}
     )

@@ -2,12 +2,14 @@
 
 import math
 import os
+import re
 import sys
 import tempfile
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors
 import safetensors.numpy
 import torch
 import transformers
@@ -22,6 +24,8 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -63,15 +67,79 @@ def pretrained(loader: Any, config: Config, **options: Any) -> Any:
     Raises:
         RuntimeError: it is not there, or not what transformers can load.
     """
+    return load_from(loader, source(config.model_name), key(config), **options)
+
+
+def key(config: Config) -> str:
+    return f"model.name = '{config.model_name}'"
+
+
+def load_from(loader: Any, place: str | Path, what: str, **options: Any) -> Any:
+    """Call `from_pretrained` for a folder or a Hub name; errors begin with `what`.
+
+    Raises:
+        RuntimeError: nothing is there, or it is not whole; names the file or tensor.
+    """
     try:
-        return loader.from_pretrained(source(config.model_name), **options)
-    except (OSError, ValueError) as error:
+        return loader.from_pretrained(place, **options)
+    except Exception as error:  # what a damaged file raises depends on where it is damaged
+        reason = "no such folder, no such model on the Hub, no access to it, or the Hub cannot be "
+        reason += "reached. Without a network use --run-config offline.toml, or set model.name to "
+        reason += "a local folder. "
+        if Path(place).is_dir():
+            damaged = filter(is_damaged, sorted(Path(place).glob("*.safetensors")))
+            reason = "".join(f"{path.name} is damaged or was cut off. " for path in damaged)
+        raise RuntimeError(f"{what}: cannot be loaded; {reason}({in_a_line(error)})") from None
+
+
+def is_damaged(path: Path) -> bool:
+    try:
+        with safetensors.safe_open(path, framework="pt"):
+            return False
+    except (OSError, safetensors.SafetensorError):
+        return True
+
+
+def load_base(place: str | Path, what: str, **options: Any) -> PreTrainedModel:
+    """Load a causal language model from a folder or a Hub name; errors begin with `what`.
+
+    Raises:
+        RuntimeError: as `load_from`; or a weight is in none of its files, and would be random.
+    """
+    if Path(place, "adapter_config.json").is_file():
         raise RuntimeError(
-            f"model.name = '{config.model_name}': cannot be loaded; no such folder, no such model "
-            "on the Hub, no access to it, or the Hub cannot be reached. Without a network use "
-            "--run-config offline.toml, or set model.name to a local folder. "
-            f"({type(error).__name__}: {str(error).strip().splitlines()[0]})"
-        ) from None
+            f"{what}: holds an adapter (adapter_config.json), not a base model; "
+            "merge it into its base model, or give that"
+        )
+    options["output_loading_info"] = True
+    model, found = load_from(AutoModelForCausalLM, place, what, **options)
+    if missing := sorted(found["missing_keys"]):
+        raise RuntimeError(
+            f"{what}: its files lack {len(missing)} of the model's weights, "
+            f"{missing[0]} for one, which would be random; save or fetch the model again"
+        )
+    return model
+
+
+@lru_cache(maxsize=1)
+def vocabulary_size(config: Config) -> int:
+    """Return the number of rows of the model's embedding."""
+    return pretrained(AutoConfig, config).get_text_config().vocab_size
+
+
+def check_length(config: Config) -> None:
+    """Compare `train.seq-length` with the positions that the model has, where it has a limit.
+
+    Raises:
+        RuntimeError: it is longer.
+    """
+    described = pretrained(AutoConfig, config).get_text_config()
+    limit = getattr(described, "max_position_embeddings", None) or 0
+    if 0 < limit < config.seq_length:
+        raise RuntimeError(
+            f"train.seq-length = {config.seq_length}: {key(config)} has {limit} positions; set it "
+            f"to {limit} or less"
+        )
 
 
 @lru_cache(maxsize=1)
@@ -91,12 +159,34 @@ def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
         )
     if tokenizer.eos_token is None:
         raise RuntimeError(
-            f"model.name = '{config.model_name}': its tokenizer has no token for the end of a "
+            f"{key(config)}: its tokenizer has no token for the end of a "
             "text (eos_token), so no answer could end; set it in tokenizer_config.json"
         )
-    if tokenizer.pad_token is None:  # masked out everywhere, so that any will do
+    padding = tokenizer.pad_token_id
+    if padding is None or padding >= vocabulary_size(config):  # masked out: any token will do
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def turn_ends(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig) -> list[int]:
+    """Return the ids of all tokens that end an answer: the model's, tokenizer's and template's."""
+    own = generation.eos_token_id
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    asked = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
+    text = tokenizer.apply_chat_template(asked, tokenize=False)
+    after = tokenizer(text.rpartition("Because.")[2], add_special_tokens=False)["input_ids"]
+    ends.add(next((token for token in after if token in tokenizer.added_tokens_decoder), None))
+    return sorted(ends - {None})
+
+
+@lru_cache(maxsize=1)
+def load_turn_ends(config: Config) -> list[int]:
+    """Return the ids of all tokens that end an answer of the run's model."""
+    try:
+        generation = GenerationConfig.from_pretrained(source(config.model_name))
+    except OSError:  # the model has no file of its own for it
+        generation = GenerationConfig.from_model_config(pretrained(AutoConfig, config))
+    return turn_ends(load_tokenizer(config), generation)
 
 
 @lru_cache(maxsize=1)
@@ -109,8 +199,9 @@ def load_model(config: Config) -> PeftModel:
     check_platform(config)
     options: dict[str, Any] = {"device_map": device_map(config.device_map)}
     if config.quantization:
-        options["quantization_config"] = quantization(config.quantization, config.dtype)
-    model = pretrained(AutoModelForCausalLM, config, dtype=dtype(config), **options)
+        options["quantization_config"] = quantization(config.quantization, dtype(config))
+    place = source(config.model_name)
+    model = load_base(place, key(config), dtype=dtype(config), **options)
     model.requires_grad_(False)
     model.config.use_cache = False
     for module in model.modules():
@@ -123,27 +214,49 @@ def load_model(config: Config) -> PeftModel:
     return add_adapter(model, config)
 
 
+def targets(text: str) -> list[str] | str | None:
+    """Return what PEFT takes for `target-modules`: names, "all-linear", an expression, its choice.
+
+    Names are made of letters, digits, `_`, `-` and `.`, with commas between them; any other text
+    is a regular expression, which matches whole names of modules.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if names == ["all-linear"] or not all(re.fullmatch(r"[\w.-]+", name) for name in names):
+        return text.strip()
+    return names or None
+
+
 def add_adapter(model: torch.nn.Module, config: Config) -> PeftModel:
-    targets = [name.strip() for name in config.target_modules.split(",") if name.strip()]
+    """Put an adapter on a model, which may be quantised, or without memory.
+
+    Raises:
+        RuntimeError: it does not fit; names the keys.
+    """
+    chosen = targets(config.target_modules)
     lora = LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=targets or None,
+        target_modules=chosen,
         task_type="CAUSAL_LM",
         base_model_name_or_path=source(config.model_name),
     )
     try:
-        return get_peft_model(model, lora)
-    except ValueError as error:
+        adapted = get_peft_model(model, lora)
+        reached = adapted.targeted_module_names
+        for name in chosen if isinstance(chosen, list) else ():
+            if not any(f".{module}".endswith(f".{name}") for module in reached):
+                raise ValueError(f"it has no {name}")
+    except (ValueError, re.error) as error:
         raise RuntimeError(
             f"model.lora.peft-lora-r = {config.lora_r} with target-modules = "
             f"'{config.target_modules}' does not fit {config.model_name}: "
             f"{str(error).splitlines()[0]}"
         ) from None
+    return adapted
 
 
-def quantization(bits: int, dtype_name: str) -> transformers.BitsAndBytesConfig:
+def quantization(bits: int, compute: torch.dtype) -> transformers.BitsAndBytesConfig:
     """Return NF4 with 4 bits (Dettmers et al. 2023) or LLM.int8 (Dettmers et al. 2022).
 
     Sources: https://arxiv.org/abs/2305.14314 and https://arxiv.org/abs/2208.07339
@@ -153,12 +266,41 @@ def quantization(bits: int, dtype_name: str) -> transformers.BitsAndBytesConfig:
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=getattr(torch, dtype_name),
+        bnb_4bit_compute_dtype=compute,
     )
 
 
 def dtype(config: Config) -> torch.dtype:
-    return getattr(torch, config.dtype)
+    return getattr(torch, dtype_name(config))
+
+
+def dtype_name(config: Config) -> str:
+    """Return what this process computes in: `model.dtype`, or with "auto" what is fast here."""
+    return fast_dtype(first_device(config)) if config.dtype == "auto" else config.dtype
+
+
+def fast_dtype(device: str) -> str:
+    """Return "bfloat16" where a device computes in it faster than in float32."""
+    if device.startswith("cuda"):
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Older releases of PyTorch do not tell; float32 is right everywhere. What the processor
+        # can do, PyTorch may be told not to use.
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+        fast = fast and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return "bfloat16" if fast else "float32"
+
+
+def precision(config: Config) -> str:
+    """Return the words for what this process computes in, and where."""
+    return f"{dtype_name(config)} on {first_device(config)} (model.dtype = '{config.dtype}')"
+
+
+def first_device(config: Config) -> str:
+    """Return where the model, or its first part, is to be: "cpu", "cuda:0" or the like."""
+    chosen = device_map(config.device_map)
+    return "cuda:0" if isinstance(chosen, str) else chosen[""]
 
 
 def device_map(name: str) -> Any:
@@ -176,8 +318,7 @@ def check_platform(config: Config) -> None:
     Raises:
         RuntimeError: names the key.
     """
-    chosen = device_map(config.device_map)
-    device = "cuda:0" if isinstance(chosen, str) else chosen[""]
+    device = first_device(config)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise RuntimeError(
             f"model.device-map = '{config.device_map}': this process sees no GPU; in a simulation "
@@ -187,8 +328,8 @@ def check_platform(config: Config) -> None:
         x = torch.ones(64, 64, device=device, dtype=dtype(config))
         (x @ x).sum().item()
     except (RuntimeError, AssertionError) as error:
-        key = f"model.device-map = '{config.device_map}', model.dtype = '{config.dtype}'"
-        raise RuntimeError(f"{key}: does not work here ({in_a_line(error)})") from None
+        keys = f"model.device-map = '{config.device_map}', model.dtype = '{config.dtype}'"
+        raise RuntimeError(f"{keys}: does not work here ({in_a_line(error)})") from None
     if not config.quantization:
         return
     try:
@@ -222,26 +363,53 @@ def initial_adapter(config: Config) -> "Arrays":
 
     Source: https://arxiv.org/abs/2106.09685
     """
-    generator = torch.Generator().manual_seed(config.seed)
+    return first_values(empty_model(config), config.seed)
+
+
+def first_values(model: PeftModel, seed: int) -> "Arrays":
+    """Return the values with which an adapter begins; the model may be without memory.
+
+    Raises:
+        RuntimeError: it has weights that begin otherwise: those of DoRA, or copies of the model's.
+    """
+    generator = torch.Generator().manual_seed(seed)
     arrays = {}
-    for name, empty in get_peft_model_state_dict(empty_model(config)).items():
+    for name, empty in adapter_weights(model).items():
+        [kind] = re.findall(r"\.lora_(A|B|embedding_A|embedding_B)(?:\.weight)?$", name) or [""]
         value = torch.zeros(empty.shape)
-        if "lora_A" in name:
+        if not kind:
+            raise RuntimeError(
+                f"{name} is no weight of a plain LoRA, and cannot begin without the base model's "
+                "values; leave use_dora and modules_to_save out of LoraConfig in models.py"
+            )
+        if kind == "A":
             torch.nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=generator)
-        elif "lora_embedding_B" in name:
+        elif kind == "embedding_B":
             torch.nn.init.normal_(value, generator=generator)
         arrays[name] = value.numpy()
     return arrays
 
 
+def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Return the adapter's own weights: PEFT alone would add an adapted embedding's base."""
+    return get_peft_model_state_dict(model, save_embedding_layers=False)
+
+
 def set_adapter(model: PeftModel, arrays: "Arrays") -> None:
+    """Put an adapter's values into the model.
+
+    Raises:
+        RuntimeError: they are those of another adapter.
+    """
+    if unlike := arrays.keys() ^ adapter_weights(model).keys():
+        raise RuntimeError(f"{min(unlike)} is not in both the adapter received and the model's own")
     set_peft_model_state_dict(model, {name: torch.from_numpy(v) for name, v in arrays.items()})
 
 
 def get_adapter(model: PeftModel) -> "Arrays":
     return {
         name: value.detach().to("cpu", torch.float32, copy=True).numpy()
-        for name, value in get_peft_model_state_dict(model).items()
+        for name, value in adapter_weights(model).items()
     }
 
 

@@ -44,6 +44,9 @@ def main(grid: Grid, context: Context) -> None:
         clients = Clients(wire, config)
         layers = aggregation.layers(run, clients, wire.traffic)  # layerwise
 
+        def remarks(server_round: int, figures: list[Entry]) -> Entry:
+            return wire.remarks(server_round, figures) | model.remarks()
+
         def end_round(entry: Entry) -> None:
             model.save()
             track(entry)
@@ -56,7 +59,7 @@ def main(grid: Grid, context: Context) -> None:
             draw,
             clients=clients,
             train=layers and layers.train,  # layerwise
-            remarks=wire.remarks,
+            remarks=remarks,
             on_round_end=end_round,
         ).start(
             wire,

@@ -3,6 +3,7 @@
 import difflib
 import math
 import tempfile
+from copy import copy
 from dataclasses import fields
 from typing import Any
 
@@ -130,5 +131,10 @@ def evaluate(model: Model, data: Dataset, config: Config) -> tuple[float, float]
 
 
 def collator(config: Config) -> DataCollatorForSeq2Seq:
-    """Return what pads a batch to its longest example, and its labels with IGNORED."""
-    return DataCollatorForSeq2Seq(load_tokenizer(config), label_pad_token_id=IGNORED)
+    """Return what pads a batch to its longest example, and its labels with IGNORED.
+
+    On the right, wherever the tokenizer pads for generation: models count positions from the left.
+    """
+    tokenizer = copy(load_tokenizer(config))
+    tokenizer.padding_side = "right"
+    return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)

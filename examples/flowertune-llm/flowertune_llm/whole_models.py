@@ -12,11 +12,19 @@ from flowertune_llm import central, smollm2
 from flowertune_llm.config import Config
 from flowertune_llm.kit.flower import partition_id
 from flowertune_llm.kit.run import Run
+from flowertune_llm.layerwise.shards import check_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+HUB_FILES = (
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.txt",
+)
 
 
 class WholeModels:
@@ -29,14 +37,23 @@ class WholeModels:
         """Check what can be checked before clients start, who have the first model themselves."""
         if self.config.trains:
             central.check(self.config)
+            if self.config.evaluate_every_round:
+                find(self.config, 0)
         elif self.config.num_server_rounds > 1:
             log(INFO, "Nothing is trained: one round is all there is to do")
         return ArrayRecord()
 
     def begin(self) -> None:
-        """Say what data there is."""
+        """Say what data there is, and in what is computed."""
         if self.config.trains:
             central.report_data(self.config)
+            central.report_precision(self.config, self.run)
+
+    def remarks(self) -> dict[str, str]:
+        """Have results.json tell what the server computes in, where it does."""
+        from flowertune_llm import models
+
+        return {"dtype": models.dtype_name(self.config)} if self.config.trains else {}
 
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Test the global model, which is in the run's folder, in the rounds for it."""
@@ -57,17 +74,17 @@ def find(config: Config, partition: int) -> Path:
     """Return the folder of `model.name` at this client, fetched from the Hub if it is not here.
 
     Raises:
-        RuntimeError: it is not there.
+        RuntimeError: it is not there, or no model that can be averaged.
     """
     name = config.model_name.replace("{partition}", str(partition))
     if name == smollm2.NAME:
         return smollm2.model_folder()
     if Path(name).is_dir():
-        return Path(name).resolve()
+        return check_model(Path(name).resolve())
     try:
         from huggingface_hub import snapshot_download  # only here: not everyone needs it
 
-        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
+        folder = Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
     except Exception as error:  # the Hub's client has no common base class for its errors
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         raise RuntimeError(
@@ -75,6 +92,7 @@ def find(config: Config, partition: int) -> Path:
             f"folder, or an embedded name: {smollm2.NAME}, or one that begins with synthetic-. "
             f"({reason})"
         ) from None
+    return check_model(folder)
 
 
 def train_to_disk(
@@ -115,16 +133,22 @@ def train_to_disk(
 def load(config: Config, folder: Path) -> "PreTrainedModel":
     """Load a model of which all weights are to be trained, or tested.
 
+    Its weights are kept in float32, whatever it computes in: a step of 1e-5 is below the last bit
+    of most weights in 16 bits, and would be rounded away (Micikevicius et al. 2018).
+
+    Source: https://arxiv.org/abs/1710.03740
+
     Raises:
         RuntimeError: this machine cannot do what is asked for.
     """
-    from transformers import AutoModelForCausalLM
+    import torch
 
     from flowertune_llm import models
 
     models.check_platform(config)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=models.dtype(config), device_map=models.device_map(config.device_map)
-    )
+    place = models.device_map(config.device_map)
+    model = models.load_base(folder, models.key(config), dtype=torch.float32, device_map=place)
     model.config.use_cache = False
+    if (dtype := models.dtype(config)) != torch.float32:
+        model.forward = torch.autocast(model.device.type, dtype)(model.forward)
     return model

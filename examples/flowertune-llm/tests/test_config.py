@@ -20,7 +20,7 @@ def test_defaults_are_complete(run_config):
     ("key", "value", "allowed"),
     [
         ("model.quantization", 3, "one of 0, 4, 8"),
-        ("model.dtype", "int8", "one of float32, bfloat16, float16"),
+        ("model.dtype", "int8", "one of auto, float32, bfloat16, float16"),
         ("strategy.fraction-train", 0.0, r"a number in \(0, 1\]"),
         ("strategy.transport-dtype", "float8", "one of float32, bfloat16, float16"),
         ("num-server-rounds", 1.5, r"a number of at least 1 \(whole number\)"),
@@ -72,5 +72,9 @@ def test_what_is_averaged(run_config):
     assert Config.from_run_config(run_config | whole | {"model.quantization": 0}).trains
     with pytest.raises(ValueError, match=r"trains the whole model, which model.quantization = 4"):
         Config.from_run_config(run_config | whole)
+    with pytest.raises(ValueError, match=r"dtype = 'float16' is too narrow .* use 'auto'"):
+        Config.from_run_config(
+            run_config | whole | {"model.quantization": 0, "model.dtype": "float16"}
+        )
     with pytest.raises(ValueError, match="'discard' would lose what was trained"):
         Config.from_run_config(run_config | {"aggregation.output": "discard"})

@@ -1,10 +1,14 @@
 """Instruction data: the same prompt for training and for questions, and only answers learnt."""
 
+import shutil
+
 import pytest
 from datasets import Dataset
+from flowertune_llm.central import report_data
 from flowertune_llm.config import Config
 from flowertune_llm.dataset import IGNORED, encode, load_partition, load_split, render
 from flowertune_llm.models import TEMPLATES, load_tokenizer
+from transformers import AutoTokenizer
 
 
 def rows(count: int, **changes: object) -> Dataset:
@@ -52,9 +56,49 @@ def test_rows_without_an_answer_are_counted(small, tmp_path):
     assert (len(split.train), len(split.test), split.unanswered) == (4, 1, 2)
 
 
+def test_rows_cut_before_their_answer_are_counted(small, tmp_path, caplog):
+    data = Dataset.from_list([*rows(6), *rows(2, instruction="word " * 300)])
+    load_partition(config(small, tmp_path, data, **{"seed": 7}), 0, 1)
+    kept = "Rows of partition 0: 2 of 7 left out, since no answer begins within train.seq-length"
+    assert kept in caplog.text
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_answers_that_never_end_are_told(small, tmp_path, caplog, long):
+    output = "Hello! " * (300 if long else 1)
+    load_partition(config(small, tmp_path, rows(4, output=output)), 0, 1)
+    assert ("no answer ends with any of ['<|im_end|>'] within train.seq" in caplog.text) == long
+
+
+def test_token_outside_the_embedding_is_named(small, small_model, tmp_path):
+    """A tokenizer that knows more than its model."""
+    folder = shutil.copytree(small_model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<new>", "<pad>"])
+    tokenizer.pad_token = "<pad>"
+    tokenizer.save_pretrained(folder)
+    (tmp_path / "data").mkdir()
+    changes = {"model.name": str(folder)}
+    harmless = config(small, tmp_path / "data", rows(3), **changes)
+    assert load_tokenizer(harmless).pad_token == "<|im_end|>"
+    assert len(load_partition(harmless, 0, 1)) == 2
+    (tmp_path / "other").mkdir()
+    settings = config(small, tmp_path / "other", rows(3, instruction="Say <new>."), **changes)
+    with pytest.raises(RuntimeError, match=r"the row 'Say <new>.' has the token '<new>' = 49152"):
+        load_partition(settings, 0, 1)
+
+
+def test_test_rows_without_an_answer_end_the_run_at_once(small, tmp_path):
+    settings = config(small, tmp_path, rows(4, instruction="word " * 300))
+    with pytest.raises(RuntimeError, match=r"test-examples = 1: in none of these rows is an answe"):
+        report_data(settings)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
+        (rows(3, output=5), r"its column 'output' is Value\('int64'\), not text"),
+        (rows(3, input=[1]), r"its column 'input' is List\(Value\('int64'\)\), not text"),
         (rows(3, output=""), "0 of 3 rows have an answer, test-examples = 1 leaves none"),
         (rows(3), "partition 2 is empty: .* has 2 training rows for 3 clients"),
         (

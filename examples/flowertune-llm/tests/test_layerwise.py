@@ -1,13 +1,16 @@
 """Whole models, slice by slice: the mean of the clients' models, through faults and a full disk."""
 
+import json
 import re
 import resource
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flowertune_llm import server_app
+from flowertune_llm import server_app, whole_models
 from flowertune_llm.config import Config
 from flowertune_llm.kit.flower import RunFailed
 from flowertune_llm.kit.testing import (
@@ -22,11 +25,19 @@ from flowertune_llm.kit.testing import (
     stop_at,
 )
 from flowertune_llm.layerwise.choice import choose
-from flowertune_llm.layerwise.shards import Checkpoint, Shard, Tensor, Writer, plan
+from flowertune_llm.layerwise.shards import (
+    FILE,
+    INDEX,
+    Checkpoint,
+    Shard,
+    Tensor,
+    Writer,
+    plan,
+)
 from flowertune_llm.transport import DTYPES
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg, FedMedian
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from .faulty_client import FaultyClient
@@ -232,8 +243,132 @@ def test_damaged_checkpoints_are_named(tmp_path):
     with pytest.raises(RuntimeError, match="is damaged, or no safetensors file"):
         Checkpoint(folder)
     path.unlink()
-    with pytest.raises(RuntimeError, match=r"holds no .safetensors files"):
+    with pytest.raises(
+        RuntimeError, match=r"holds no model in safetensors \(model.safetensors, or"
+    ):
         Checkpoint(folder)
+
+
+def old_shards(folder: Path, gone: bool) -> None:
+    """Put shards of an earlier save beside a model's file, or their index alone."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    torch.nn.init.constant_(model.model.norm.weight, 7)
+    whole = folder / FILE
+    whole.rename(folder / "newer")
+    model.save_pretrained(folder, max_shard_size="1MB")
+    (folder / "newer").rename(whole)
+    if gone:
+        for path in folder.glob("model-*"):
+            path.unlink()
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["shards", "index"])
+def test_file_comes_before_what_an_earlier_save_has_left(tmp_path, gone):
+    """As for transformers."""
+    folders = save_models(tmp_path, torch.float32)
+    old_shards(folders[2], gone)
+    loaded = AutoModelForCausalLM.from_pretrained(folders[2]).state_dict()
+    in_process(tmp_path, 3, **settings(tmp_path))
+    models = [load_file(folder / FILE) for folder in (folders[0], folders[2])]
+    models.append(tensors(folders[1]))
+    for name, value in tensors(only_run(tmp_path) / "model_1").items():
+        assert torch.equal(models[1][name], loaded[name])
+        torch.testing.assert_close(value, sum(m[name] for m in models) / 3)
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    weights = load_file(folder / FILE)
+    change(weights)
+    save_file(weights, folder / FILE, {"format": "pt"})
+
+
+def describe(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def same_tensor_twice(folder: Path) -> None:
+    shutil.copy(folder / FILE, folder / "model-00002-of-00002.safetensors")
+    (folder / FILE).rename(folder / "model-00001-of-00002.safetensors")
+    names = ["model.norm.weight", "model.embed_tokens.weight"]
+    shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    (folder / INDEX).write_text(json.dumps({"weight_map": dict(zip(names, shards, strict=True))}))
+
+
+def index_of_another(folder: Path) -> None:
+    (folder / FILE).rename(folder / "model-00001-of-00001.safetensors")
+    weight_map = {"model.other.weight": "model-00001-of-00001.safetensors"}
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+
+NO_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "adapter": (
+        lambda f: shutil.copy(f / FILE, f / "adapter_model.safetensors"),
+        "adapter_model.safetensors lies beside the model",
+    ),
+    "adapter config": (
+        lambda f: (f / "adapter_config.json").write_text("{}"),
+        "adapter_config.json lies beside the model, and transformers would load it",
+    ),
+    "stranger": (
+        lambda f: shutil.copy(f / FILE, f / "optimizer.safetensors"),
+        "optimizer.safetensors lies beside the model and is no part of it",
+    ),
+    "twice": (same_tensor_twice, "is in another file of the model, too"),
+    "other index": (index_of_another, "names model.other.weight, which is not in model-00001"),
+    "no config": (lambda f: (f / "config.json").unlink(), "is no model, since it has no config"),
+    "no weights": (lambda f: (f / FILE).unlink(), "holds no model in safetensors"),
+    "no tensors": (lambda f: rewrite(f, dict.clear), "holds no tensors in F32, F16, BF16"),
+    "quantised": (
+        lambda f: describe(f, quantization_config={"quant_method": "gptq", "bits": 4}),
+        r"has a quantization_config \(gptq\), and quantised weights cannot be averaged",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NO_MODELS)
+def test_what_is_no_model_is_refused_by_name(kind, tmp_path):
+    """All clients have it: the run ends at once, with the cause."""
+    spoil, message = NO_MODELS[kind]
+    for folder in save_models(tmp_path, torch.float32, 2, width=32):
+        spoil(folder)
+    with pytest.raises(RunFailed, match=message):
+        in_process(tmp_path, 2, **settings(tmp_path))
+    assert not list(only_run(tmp_path).glob("model_*"))
+
+
+@pytest.mark.parametrize("mode", ["layerwise", "all_at_once"])
+def test_what_has_no_mean_ends_the_run(mode, tmp_path, told):
+    """Whole numbers are carried over where all have the same; else it is no client's fault."""
+    alike, unlike = tmp_path / "alike", tmp_path / "unlike"
+    for folder in (alike, unlike):
+        for number, path in enumerate(save_models(folder, torch.float32, width=32)):
+            steps = torch.tensor([3, number if folder == unlike else 4])
+            rewrite(path, lambda weights, steps=steps: weights.update(steps=steps))
+    changes = {"aggregation__mode": mode}
+    in_process(alike, 3, **settings(alike), **changes)
+    result = only_run(alike) / "model_1"
+    assert tensors(result)["steps"].tolist() == [3, 4]
+    name = "model.embed_tokens.weight"
+    weights = [tensors(path)[name] for path in alike.glob("site-*")]
+    torch.testing.assert_close(tensors(result)[name], sum(weights) / 3)
+    with pytest.raises(RunFailed, match=r"steps, I64, differs between the clients, and only F32"):
+        in_process(unlike, 3, **settings(unlike), **changes)
+    assert not list(only_run(unlike).glob("model_*"))
+    assert "Starting over" not in told.text
+
+
+def test_last_client_s_own_model_is_not_the_result(tmp_path, monkeypatch, told):
+    """Two clients at least make a federated model, unless the user says otherwise."""
+    folders = save_models(tmp_path, torch.bfloat16, 2)
+    monkeypatch.setenv("FAULT_1", "nan")
+    with pytest.raises(RunFailed, match=r"1 clients are left, strategy.min-replies = 2; .* NaN"):
+        in_process(tmp_path, 2, FaultyClient(), **settings(tmp_path))
+    assert not list(only_run(tmp_path).glob("model_*"))
+    only_run(tmp_path).rename(tmp_path / "first")
+    alone = settings(tmp_path, **{"strategy.min-replies": 1})
+    in_process(tmp_path, 2, FaultyClient(), **alone)
+    assert_mean(only_run(tmp_path) / "model_1", folders[:1], torch.bfloat16)
 
 
 def test_trained_models_are_averaged_over_rounds(little, tmp_path):
@@ -247,6 +382,23 @@ def test_trained_models_are_averaged_over_rounds(little, tmp_path):
     assert history[2]["traffic"]["down_bytes"] > history[2]["traffic"]["up_bytes"]
     assert not list((tmp_path / "clients").rglob("*.safetensors"))
     assert (only_run(tmp_path) / "model_2" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_small_steps_of_a_whole_model_are_not_rounded_away(dtype, small, small_model, tmp_path):
+    """A step of 1e-5 is below the last bit of most weights in bfloat16."""
+    small |= {"model.lora.peft-lora-r": 0, "num-server-rounds": 1, "model.dtype": dtype}
+    small |= {"train.learning-rate-max": 1e-5, "train.learning-rate-min": 1e-5}
+    small |= {"train.evaluate-every-round": 0, "train.seq-length": 64}
+    model = whole_models.load(Config.from_run_config(small), small_model)
+    assert model(torch.tensor([[1, 2]])).logits.dtype == getattr(torch, dtype)
+    small |= {"aggregation.client-dir": str(tmp_path / "clients")}
+    in_process(tmp_path, 2, **small | {"output-dir": str(tmp_path / "outputs")})
+    before, after = tensors(small_model), tensors(only_run(tmp_path) / "model_1")
+    assert {value.dtype for value in after.values()} == {torch.float32}
+    layers = [name for name in after if ".layers." in name]  # not embeddings of unseen tokens
+    changed = sum((after[name] != before[name]).sum().item() for name in layers)
+    assert changed > 0.95 * sum(after[name].numel() for name in layers)
 
 
 @pytest.fixture
@@ -264,7 +416,7 @@ def test_long_adapters_travel_in_slices(long, tmp_path, told):
         r"aggregation\.slice-megabytes = 1",
         told.text,
     )
-    assert "Aggregated 1 models" in told.text
+    assert "Aggregated 2 models" in told.text
     loss = history[2]["evaluate_metrics_serverapp"]["loss"]
     assert loss == pytest.approx(LOSS_OF_LONG_ADAPTER, rel=1e-3)
     assert history[1]["traffic"]["up_bytes"] > 3 * MEBIBYTE

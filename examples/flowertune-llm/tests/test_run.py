@@ -5,14 +5,18 @@ import re
 import sys
 from functools import partial
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from flowertune_llm import server_app
+from flowertune_llm.dataset import render
 from flowertune_llm.kit.testing import (
     APP,
     Faulty,
+    as_run_config,
     in_process,
     kill,
     offline,
@@ -27,6 +31,7 @@ from flowertune_llm.kit.testing import (
 )
 from flwr.app import Array, ArrayRecord, MessageType
 from flwr.serverapp.strategy import FedAdam, FedMedian
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 # The losses that the README promises for the offline run: before training, and after.
 LOSS_BEFORE, LOSS_AFTER, TOLERANCE = 3.86, 3.06, 0.1
@@ -68,11 +73,30 @@ def test_trained_adapter_answers(finished):
     assert re.search(r"(path|join|director)", done.stdout.splitlines()[-1])
 
 
-def test_adapter_for_another_model_is_refused(finished, small_model, monkeypatch, capsys):
+@pytest.fixture
+def ask() -> ModuleType:
+    """The script test.py."""
     spec = importlib.util.spec_from_file_location("ask", APP / "test.py")
-    ask = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(ask)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
+
+def test_answer_ends_where_the_model_ends_a_turn(ask, small_model):
+    """Although the tokenizer names another token: this model only ever says <|endoftext|>."""
+    model = AutoModelForCausalLM.from_pretrained(small_model)
+    tokenizer = AutoTokenizer.from_pretrained(small_model)
+    torch.nn.init.zeros_(model.model.norm.weight)
+    asked = tokenizer(render(tokenizer, "Why?"), add_special_tokens=False)["input_ids"]
+    arguments = SimpleNamespace(question="Why?", temperature=0.0, max_new_tokens=20)
+    lengths = []
+    for ends in ([2], [0, 2]):
+        model.generation_config.eos_token_id = ends
+        lengths.append(ask.answer(model, tokenizer, arguments).shape[1] - len(asked))
+    assert lengths == [20, 1]
+
+
+def test_adapter_for_another_model_is_refused(ask, finished, small_model, monkeypatch, capsys):
     def refused(*words: object) -> str:
         monkeypatch.setattr(sys, "argv", ["test.py", "--question", "Why?", *map(str, words)])
         with pytest.raises(SystemExit):
@@ -123,6 +147,22 @@ def test_interrupted_and_resumed_gives_the_same_results(name, brief, tmp_path, m
     assert all((one[name] == other[name]).all() for name in one)
 
 
+def test_run_goes_on_where_another_dtype_is_fast(brief, tmp_path):
+    """A processor without bfloat16, as PyTorch sees it, chooses float32, and takes over a run."""
+    brief |= {"model.dtype": "auto", "strategy.fraction-train": 1.0}
+    [_, before] = in_process(tmp_path, 2, **brief | {"num-server-rounds": 1})
+    settings = offline(**brief) | {"resume-from": str(only_run(tmp_path))}
+    command = [sys.executable, "-m", "flowertune_llm.kit.in_process", "--num-supernodes", 2]
+    command += ["--run-config", as_run_config(settings | {"num-server-rounds": 2})]
+    done = run(command, tmp_path, ATEN_CPU_CAPABILITY="avx2", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stdout
+    [_, one, two] = results(tmp_path)
+    assert (one["dtype"], two["dtype"]) == (before["dtype"], "float32")
+    assert "Computing in float32 on cpu (model.dtype = 'auto')" in done.stdout
+    changed = "model.dtype = 'auto' meant bfloat16 so far; on this machine the run goes on in float"
+    assert (changed in done.stdout) == (before["dtype"] == "bfloat16")
+
+
 def test_lost_adapter_is_there_again_after_a_resume(brief, tmp_path):
     brief |= {"num-server-rounds": 1, "wandb.mode": "offline"}
     in_process(tmp_path, NODES, **brief)
@@ -151,7 +191,7 @@ def spoil(message, context, answer):
 
 
 def test_bad_clients_cost_only_their_own_contribution(brief, tmp_path, caplog):
-    changes = {"strategy.fraction-train": 1.0, "num-server-rounds": 1}
+    changes = {"strategy.fraction-train": 1.0, "num-server-rounds": 1, "strategy.min-replies": 1}
     history = in_process(tmp_path, 4, Faulty(spoil), **brief | changes)
     assert [client["partition"] for client in history[1]["clients"]] == [3]
     for line in (

@@ -34,7 +34,13 @@ from flowertune_llm.layerwise.shards import (
     plan,
     tensors_from,
 )
-from flowertune_llm.layerwise.summing import RunningSum, is_finite, one_thread, to_bytes
+from flowertune_llm.layerwise.summing import (
+    CannotAverage,
+    RunningSum,
+    is_finite,
+    one_thread,
+    to_bytes,
+)
 from flowertune_llm.layerwise.synthetic import make_sink
 
 
@@ -101,7 +107,7 @@ class Layers:
                     raise
                 log(WARNING, "Partition %d fails: %s", failed.partition, failed.problem)
                 del clients[failed.partition]
-                self.enough(clients)
+                self.enough(clients, failed.problem)
                 log(INFO, "Starting over with %d clients", len(clients))
         contents = [client.ready for client in clients.values()]
         metrics = self.strategy.train_metrics_aggr_fn(contents, self.strategy.weighted_by_key)
@@ -130,15 +136,16 @@ class Layers:
                         offset += len(data)
             yield RecordDict({"piece": ConfigRecord({"step": "end"})})
 
-        have = dict(nodes)
+        have, problem = dict(nodes), ""
         for content in pieces():
             content["config"] = round_config
             requests = ((p, Message(content, node, "query.receive")) for p, node in have.items())
             for partition, reply in self.exchange(list(requests)):
-                if problem := lacking(reply):
-                    log(WARNING, "Partition %d left out of training: %s", partition, problem)
+                if missing := lacking(reply):
+                    log(WARNING, "Partition %d left out of training: %s", partition, missing)
                     del have[partition]
-            self.enough(have)
+                    problem = missing
+            self.enough(have, problem)
         return have
 
     def make_ready(
@@ -182,14 +189,16 @@ class Layers:
         for partition, problem in sorted(left_out.items()):
             if problem:
                 log(WARNING, "Partition %d left out of training: %s", partition, problem)
-        self.enough(clients)
+        [(cause, _)] = Counter(filter(None, left_out.values())).most_common(1) or [("", 0)]
+        self.enough(clients, cause)
         return clients, kinds[next(iter(clients))]
 
-    def enough(self, left: dict[int, Any]) -> None:
+    def enough(self, left: dict[int, Any], cause: str) -> None:
         if len(left) < self.config.min_replies:
             raise TooFewReplies(
                 f"{len(left)} clients are left, {self.config.key_of('min_replies')} = "
-                f"{self.config.min_replies}; the log names what was left out"
+                f"{self.config.min_replies}; the log names what was left out, most often: "
+                f"{cause or 'none'}"
             )
 
     # Aggregating
@@ -301,18 +310,26 @@ class Layers:
         found = self.clients.receive(self.config.round_timeout)
         replies = {self.clients.partition_of(reply): reply for reply in found}
         tensors = [tensor for shard in shards for tensor in shard.tensors]
+        carried = {t.name: t.dtype for t in tensors if t.dtype not in FLOATS}
+        kept: dict[str, bytes] = {}
         for partition in clients:
             reply = replies.get(partition)
             problem = lacking(reply) or model_problem(reply, tensors)
             if problem:
                 raise ClientFailed(partition, problem)
-            reply.content["arrays"] = to_record(transport.decode(reply.content["arrays"]))
+            arrays = reply.content["arrays"]
+            for name, dtype in carried.items():
+                data = bytes(arrays.pop(name).numpy().data)
+                if kept.setdefault(name, data) != data:
+                    raise CannotAverage(name, dtype)
+            reply.content["arrays"] = to_record(transport.decode(arrays))
             reply.content["metrics"] = clients[partition].ready["metrics"]
         contents = [replies[partition].content for partition in clients]
         mean = aggregate_arrayrecords(contents, self.strategy.weighted_by_key)
         for shard in shards:
             sink.begin(shard)
-            values = {t.name: to_bytes(mean[t.name], t.dtype) for t in shard.tensors}
+            averaged = [t for t in shard.tensors if t.dtype in FLOATS]
+            values = kept | {t.name: to_bytes(mean[t.name], t.dtype) for t in averaged}
             for piece in shard.slices:
                 data = b"".join(values[name][start:stop] for name, start, stop in piece.parts)
                 sink.write(piece, memoryview(data))

@@ -22,6 +22,7 @@ class LayerwiseSettings(Settings):
     # The app has these keys.
     model_name: str
     quantization: int
+    dtype: str
     lora_r: int
     save_every_round: int
     training_arguments: tuple[tuple[str, Any], ...]
@@ -36,6 +37,12 @@ class LayerwiseSettings(Settings):
             raise ValueError(
                 f"run config: {self.key_of('lora_r')} = 0 trains the whole model, which "
                 f"{self.key_of('quantization')} = {self.quantization} cannot; set it to 0"
+            )
+        if self.trains and not self.lora_r and self.dtype == "float16":
+            raise ValueError(
+                f"run config: {self.key_of('dtype')} = 'float16' is too narrow for the gradients "
+                f"of a whole model ({self.key_of('lora_r')} = 0); use 'auto', 'bfloat16' or "
+                "'float32'"
             )
         if self.trains and self.aggregation_output == "discard":
             raise ValueError(

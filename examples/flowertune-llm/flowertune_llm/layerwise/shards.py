@@ -6,6 +6,7 @@ Source of the format: https://huggingface.co/docs/safetensors
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -16,7 +17,9 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 ITEM_SIZES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
 ITEM_SIZES |= {"BOOL": 1}
 FLOATS = ("F32", "F16", "BF16")
-INDEX = "model.safetensors.index.json"
+FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Copies of the model that transformers passes over: shards that a file has replaced, Mistral's own.
+PASSED_OVER = re.compile(r"(model-\d+-of-\d+|consolidated[\w.-]*)\.safetensors")
 BESIDE = ("*.json", "*.jinja", "*.model", "*.txt")  # config, tokenizer; no code from clients
 PROGRESS = "progress.json"
 
@@ -66,16 +69,27 @@ class Checkpoint:
     """The tensors of a folder with one or many .safetensors files, none of them loaded.
 
     Raises:
-        RuntimeError: there is none, or one is damaged; names the file.
+        RuntimeError: there is none, one is damaged, or it is not clear which are the model; names
+            the file.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.tensors: dict[str, Tensor] = {}
         self.places: dict[str, tuple[int, int]] = {}  # file descriptor, offset in the file
-        self.files = shard_files(folder)
+        index = weight_map(folder)
+        self.files = [folder / name for name in sorted(set(index.values()))]
         for path in self.files:
             self._open(path)
+        if missing := sorted(index.keys() - self.tensors.keys() - {""}):
+            raise RuntimeError(
+                f"{folder}: {INDEX} names {missing[0]}, which is not in {index[missing[0]]}; save "
+                "the model again, into an empty folder"
+            )
+        if not any(tensor.dtype in FLOATS for tensor in self.tensors.values()):
+            raise RuntimeError(
+                f"{folder}: holds no tensors in {', '.join(FLOATS)}, and no others can be averaged"
+            )
 
     def _open(self, path: Path) -> None:
         header, begin = read_header(path)
@@ -85,6 +99,11 @@ class Checkpoint:
                 raise RuntimeError(
                     f"{path}: {name} is {entry['dtype']}; only {', '.join(ITEM_SIZES)} can be "
                     "aggregated"
+                )
+            if name in self.tensors:
+                raise RuntimeError(
+                    f"{path}: {name} is in another file of the model, too; save the model again, "
+                    "into an empty folder"
                 )
             self.tensors[name] = Tensor(name, entry["dtype"], tuple(entry["shape"]))
             self.places[name] = (descriptor, begin + entry["data_offsets"][0])
@@ -118,18 +137,65 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder)
 
 
-def shard_files(folder: Path) -> list[Path]:
-    """Return the files that an index names, or all .safetensors files where there is none."""
-    index = folder / INDEX
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise RuntimeError(f"{folder}: {INDEX} names {missing[0]}, which is not there")
-        return [folder / name for name in names]
-    if not (paths := sorted(folder.glob("*.safetensors"))):
-        raise RuntimeError(f"{folder}: holds no .safetensors files; save the model as safetensors")
-    return paths
+def weight_map(folder: Path) -> dict[str, str]:
+    """Return the files that transformers would load, by the tensors that an index says they hold.
+
+    The one file comes before an index, which an earlier save may have left. Without an index the
+    name of the tensors is "".
+
+    Raises:
+        RuntimeError: there are none, or others beside them that are no copies of the model.
+    """
+    if (folder / FILE).is_file():
+        files = {"": FILE}
+    elif (folder / INDEX).is_file():
+        try:
+            files = dict(json.loads((folder / INDEX).read_text())["weight_map"])
+        except (KeyError, TypeError, ValueError):
+            raise RuntimeError(f"{folder}: {INDEX} is damaged; save the model again") from None
+    else:
+        raise RuntimeError(
+            f"{folder}: holds no model in safetensors ({FILE}, or {INDEX} with its shards); save "
+            "it by save_pretrained"
+        )
+    found = {path.name for path in folder.glob("*.safetensors")}
+    if missing := sorted(set(files.values()) - found):
+        raise RuntimeError(f"{folder}: {INDEX} names {missing[0]}, which is not there")
+    strangers = [name for name in found - set(files.values()) if not PASSED_OVER.fullmatch(name)]
+    if strangers:
+        raise RuntimeError(
+            f"{folder}: {min(strangers)} lies beside the model and is no part of it; move it "
+            "elsewhere"
+        )
+    return files
+
+
+def check_model(folder: Path) -> Path:
+    """Return a folder after a look whether it is a model that can be averaged.
+
+    Raises:
+        RuntimeError: it is none, is an adapter, or is quantised.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        config["model_type"]
+    except (OSError, KeyError, TypeError, ValueError):
+        raise RuntimeError(
+            f"{folder}: is no model, since it has no config.json that names a model_type; give a "
+            "folder as save_pretrained writes it"
+        ) from None
+    if adapters := sorted(folder.glob("adapter_*")):
+        raise RuntimeError(
+            f"{folder}: {adapters[0].name} lies beside the model, and transformers would load it, "
+            "too; merge the adapter into the model, or move it elsewhere"
+        )
+    if quantized := config.get("quantization_config"):
+        method = quantized.get("quant_method", "some method")
+        raise RuntimeError(
+            f"{folder}: config.json has a quantization_config ({method}), and quantised weights "
+            "cannot be averaged; give the model in float32, bfloat16 or float16"
+        )
+    return folder
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:

@@ -26,6 +26,17 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+class CannotAverage(RuntimeError):
+    """What the clients have in place of weights has no mean: no client's fault, but the model's."""
+
+    def __init__(self, names: str, dtype: str) -> None:
+        super().__init__(
+            f"{names}, {dtype}, differs between the clients, and only {', '.join(FLOATS)} can be "
+            "averaged: give them a model without counters of their own and without quantised "
+            "weights"
+        )
+
+
 class RunningSum:
     """The weighted sum of one slice after another."""
 
@@ -45,11 +56,12 @@ class RunningSum:
         """Add one client's bytes.
 
         Raises:
-            ValueError: they hold NaN or infinity; or are no floats and differ from the others'.
+            ValueError: they hold NaN or infinity.
+            CannotAverage: they are no floats and differ from the others'.
         """
         if self.piece.dtype not in FLOATS:
             if self.kept and self.kept != data:
-                raise ValueError(f"{self.names} differs; {self.piece.dtype} cannot be averaged")
+                raise CannotAverage(self.names, self.piece.dtype)
             self.kept = bytes(data)
             return
         values = torch.frombuffer(data, dtype=DTYPES[self.piece.dtype])
@@ -80,8 +92,6 @@ class RunningSum:
 def to_bytes(array: Array, dtype: str) -> memoryview:
     """Return float32 values as bytes of a dtype named as safetensors names it."""
     values = array.numpy()
-    if dtype not in DTYPES:
-        return memoryview(values.tobytes())
     tensor = torch.from_numpy(values.astype(np.float32, copy=False)).to(DTYPES[dtype])
     return tensor.flatten().view(torch.uint8).numpy().data
 
