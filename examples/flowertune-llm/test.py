@@ -7,6 +7,7 @@ import torch
 from flowertune_llm import models
 from flowertune_llm.config import DTYPES
 from flowertune_llm.dataset import render
+from flowertune_llm.kit.precision import fast_dtype
 from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TextStreamer
 
@@ -53,7 +54,7 @@ def load(arguments: argparse.Namespace) -> PeftModel:
         RuntimeError: the base model is not there, or is another one than the adapter was made for.
     """
     place = models.device_map("auto")
-    chosen = models.fast_dtype(place[""]) if arguments.dtype == "auto" else arguments.dtype
+    chosen = fast_dtype(place[""]) if arguments.dtype == "auto" else arguments.dtype
     dtype = getattr(torch, chosen)
     options = {"dtype": dtype, "device_map": place}
     if arguments.quantization:

@@ -31,6 +31,7 @@ from transformers import (
 
 from flowertune_llm import smollm2
 from flowertune_llm.config import Config
+from flowertune_llm.kit.precision import fast_dtype
 
 if TYPE_CHECKING:
     from flowertune_llm.kit.replies import Arrays
@@ -277,19 +278,6 @@ def dtype(config: Config) -> torch.dtype:
 def dtype_name(config: Config) -> str:
     """Return what this process computes in: `model.dtype`, or with "auto" what is fast here."""
     return fast_dtype(first_device(config)) if config.dtype == "auto" else config.dtype
-
-
-def fast_dtype(device: str) -> str:
-    """Return "bfloat16" where a device computes in it faster than in float32."""
-    if device.startswith("cuda"):
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # Older releases of PyTorch do not tell; float32 is right everywhere. What the processor
-        # can do, PyTorch may be told not to use.
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-        fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-        fast = fast and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return "bfloat16" if fast else "float32"
 
 
 def precision(config: Config) -> str:

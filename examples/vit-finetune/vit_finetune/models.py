@@ -25,6 +25,8 @@ from torchvision.models import VisionTransformer
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as pixels
 
+from vit_finetune.kit.precision import fast_dtype
+
 NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -53,17 +55,6 @@ NO_PART = ("client_app.py", "config.py", "extraction.py", "server_app.py", "task
 def device() -> torch.device:
     """Return the GPU that this process may use, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def best_precision() -> str:
-    """Return "bfloat16" where the hardware computes in it faster than in float32."""
-    if torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # Older releases of PyTorch do not tell; float32 is right everywhere.
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-        fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return "bfloat16" if fast else "float32"
 
 
 class Backbone:
@@ -103,7 +94,7 @@ class Backbone:
         self.interpolation = InterpolationMode.BILINEAR
         self.normalization = normalization
         self.mean, self.std = NORMALIZATIONS[normalization]
-        self.precision = best_precision() if precision == "auto" else precision
+        self.precision = fast_dtype(device().type) if precision == "auto" else precision
         if self.published:
             self.adopt_transform()
         try:
