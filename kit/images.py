@@ -77,11 +77,15 @@ def load_rows(dataset: str, split: str, way_out: str = "") -> Dataset:
         generating = isinstance(error, datasets.exceptions.DatasetGenerationError)
         cause = (generating and error.__cause__) or error
         first_line = str(cause).strip().split("\n")[0].rstrip(".")
+        told = f"{type(cause).__name__}: {first_line}"
         if not first_line.startswith("Unknown split"):
             way_out = "" if local else f"no folder {folder.resolve()}; {WITHOUT_HUB}"
+        if not local and not isinstance(cause, ValueError | datasets.exceptions.DatasetsError):
+            told = f"the Hub cannot be reached ({told})"
         raise RuntimeError(
-            f"dataset = '{dataset}': cannot load its '{split}' split: {type(cause).__name__}: "
-            f"{first_line}. {way_out}".rstrip(". ")
+            f"dataset = '{dataset}': cannot load its '{split}' split: {told}. {way_out}".rstrip(
+                ". "
+            )
         ) from None
 
 

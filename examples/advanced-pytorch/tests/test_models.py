@@ -153,7 +153,8 @@ def test_torchvisions_models_train(name, tmp_path, monkeypatch, caplog):
     width = {"resnet18": 512, "mobilenet_v3_small": 1024}[name]
     bring(monkeypatch, lambda: Brought(torchvisions(name), linear(width)))
     settings = SETTINGS | {"num_server_rounds": 2, "fraction_evaluate": 0.0, "batch_size": 32}
-    check(tmp_path, in_process(tmp_path, 2, **settings, learning_rate=0.01))
+    settings |= {"local_epochs": 1, "learning_rate": 0.01}
+    check(tmp_path, in_process(tmp_path, 2, **settings))
     assert "left out" not in caplog.text
 
 

@@ -154,10 +154,10 @@ class Clients:
             if len(node_ids) != count:
                 count, changed = len(node_ids), now
             if count and is_simulated(self.grid) and now - changed > SETTLED:
-                key = max(self.needed, key=self.needed.__getitem__)
+                lower = (f"{key}={count}" for key, most in self.needed.items() if most > count)
                 raise TooFewReplies(
                     f"this simulation has {count} nodes, {keys}: start more "
-                    f"(--num-supernodes {needed}), or set {key}={count}"
+                    f"(--num-supernodes {needed}), or set {' '.join(lower)}"
                 )
             if now - began > timeout:
                 raise TooFewReplies(
