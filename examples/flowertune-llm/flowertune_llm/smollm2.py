@@ -90,6 +90,8 @@ def convert(gguf: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(**source)
     # The GGUF file has no padding token and names the wrong one for the end of an answer.
     tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
+    # A byte-level tokenizer has all bytes; told otherwise, llama.cpp takes it for SentencePiece.
+    tokenizer.backend_tokenizer.model.byte_fallback = False
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
