@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import logging
 import sysconfig
 from collections.abc import Iterator
 from functools import lru_cache
@@ -10,13 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets import Dataset
-from flwr.common import log
 from transformers import PreTrainedTokenizerBase
 
 from flowertune_llm.config import Config
 from flowertune_llm.kit.images import load_rows
 from flowertune_llm.models import load_tokenizer, load_turn_ends, vocabulary_size
 
+FLOWER = logging.getLogger("flwr")  # by its name: centralised training does without Flower
 IGNORED = -100  # the label of tokens that the loss leaves out
 
 
@@ -176,12 +177,12 @@ def tokenize(rows: Dataset, config: Config, whose: str) -> Dataset:
     limit = f"train.seq-length = {config.seq_length}"
     if cut := len(examples) - len(kept):
         message = "Rows of %s: %d of %d left out, since no answer begins within %s tokens"
-        log(WARNING, message, whose, cut, len(examples), limit)
+        FLOWER.log(WARNING, message, whose, cut, len(examples), limit)
     ends = set(load_turn_ends(config))
     if kept and not any(ends.intersection(example["labels"]) for example in kept):
         message = "Rows of %s: no answer ends with any of %s within %s tokens, as the model's "
         message += "answers do: it will not learn where to stop"
-        log(WARNING, message, whose, tokenizer.convert_ids_to_tokens(sorted(ends)), limit)
+        FLOWER.log(WARNING, message, whose, tokenizer.convert_ids_to_tokens(sorted(ends)), limit)
     return Dataset.from_dict(
         {name: [example[name] for example in kept] for name in ("input_ids", "labels")}
     )
