@@ -45,7 +45,7 @@ class Promise:
 
 PROMISES = {
     "vit-finetune": Promise("accuracy", 0.94, 0.03, 10),
-    "advanced-pytorch": Promise("accuracy", 0.93, 0.03, 12),
+    "advanced-pytorch": Promise("accuracy", 0.95, 0.03, 12),
     "pytorch-from-centralized-to-federated": Promise("accuracy", 0.98, 0.015, 2),
     "flowertune-llm": Promise("loss", 3.06, 0.1, 2),
     "gpu-scaling": Promise("accuracy", 0.947, 0.015, 20),
