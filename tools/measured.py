@@ -32,11 +32,15 @@ def taken(*results: dict[str, Any]) -> str:
 
 def place(measured: dict[str, Any]) -> str:
     hardware, packages = measured["hardware"], measured["packages"]
-    processor = f"{hardware['processor']} {hardware.get('instructions', '')}".strip()
     return (
-        f"{processor}, {hardware['cores']} cores, {hardware['gpu'] or 'no GPU'}, "
+        f"{processor(hardware)}, {hardware['cores']} cores, {hardware['gpu'] or 'no GPU'}, "
         f"Python {measured['python']}, flwr {packages['flwr']}, torch {packages['torch']}"
     )
+
+
+def processor(hardware: dict[str, Any]) -> str:
+    """Name a processor, with its widest instructions where they were noted."""
+    return f"{hardware['processor']} {hardware.get('instructions', '')}".strip()
 
 
 def no_gpu_figure(what: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr.common.config import parse_config_args
-from measured import result
+from measured import processor, result
 from repository import as_run_config, example_folder, flatten, flower_settings, load_toml
 
 
@@ -57,8 +57,7 @@ def expected(example: str) -> str:
     """Say how long it took where it was measured."""
     measured = result("offline")
     seconds, hardware = measured["examples"][example]["seconds"], measured["hardware"]
-    with_instructions = f"{hardware['processor']} {hardware.get('instructions', '')}".strip()
-    return f"It took {seconds:.0f} s on {hardware['cores']} cores of {with_instructions}."
+    return f"It took {seconds:.0f} s on {hardware['cores']} cores of {processor(hardware)}."
 
 
 def run(command: list[str]) -> int:

@@ -221,7 +221,7 @@ class Loop:
         }
         for part, values in measured.items():
             if values:
-                log(INFO, "%s: %s", part, ", ".join(map(shown, values.items())))
+                log(INFO, "%s: %s", part, ", ".join(map(as_text, values.items())))
         clients = [self.reports[partition] for partition in sorted(self.reports)]
         self.reports = {}
         entry = {"round": server_round} | measured | self.remarks(server_round, clients)
@@ -235,7 +235,7 @@ class Loop:
             self.on_round_end(entry)
 
 
-def shown(metric: tuple[str, int | float | list]) -> str:
+def as_text(metric: tuple[str, int | float | list]) -> str:
     """Return a metric for the log; Flower allows lists of numbers, too."""
     name, value = metric
     return f"{name} {value}" if isinstance(value, list) else f"{name} {value:.4f}"
