@@ -152,7 +152,7 @@ class Clients:
         while len(node_ids) < needed:
             now = time.monotonic()
             if len(node_ids) != count:
-                count, changed = len(node_ids), now
+                count, changed, told = len(node_ids), now, now - TELL_EVERY - 1
             if count and is_simulated(self.grid) and now - changed > SETTLED:
                 lower = (f"{key}={count}" for key, most in self.needed.items() if most > count)
                 raise TooFewReplies(
