@@ -5,7 +5,7 @@ from statistics import mean, median
 from typing import Any
 
 from matplotlib.figure import Figure
-from measured import found, no_gpu_figure, result, table, taken
+from measured import found, no_gpu_figure, offline_seconds, result, table, taken
 
 ACCURACY, SPEED, GPU = "flowertune-llm-accuracy", "flowertune-llm-speed", "flowertune-llm-gpu"
 PROFILE = "flowertune-llm-profile"
@@ -88,9 +88,8 @@ def speed_block() -> str:
 
 def layerwise_block() -> str:
     """Say what averaging whole models takes: memory, time, and what the time is made of."""
-    memory, published, whole, processes = (
-        result(f"flowertune-llm-layerwise-{part}")
-        for part in ("memory", "published", "70b", "processes")
+    memory, published, whole = (
+        result(f"flowertune-llm-layerwise-{part}") for part in ("memory", "published", "70b")
     )
     rows = [layerwise_row("2 GB", row, memory) for row in memory["rows"]]
     rows += [layerwise_row("5 GB", row, published) for row in published["rows"]]
@@ -98,30 +97,37 @@ def layerwise_block() -> str:
     header = ["model", "clients", "mode", "server's peak", "of it its own, above idle"]
     header += ["a client's peak", "rate"]
     others = ", ".join(f"{gb:g}" for gb in published["published_gigabytes"].values())
-    row, between = whole["row"], "; ".join(map(between_processes, processes["rows"]))
+    row = whole["row"]
     cpu, copies = row["cpu_seconds"], whole["copy_mb_a_second"]
     return (
         f"{table(header, rows)}\n\nThe largest process of its kind, in simulation; what is not "
         f"its own is Ray's memory for messages, mapped into all of its processes. The rate counts "
-        f"all clients' bytes. NVIDIA FLARE's published figures for 5 GB from 4, 8, 12 and 16 "
-        f"clients are {others} GB in memory, 21 GB with its disk offload. The "
-        f"{row['round_seconds']:.0f} s of the 70B model are {cpu['server app']:.0f} s of one "
+        f"all clients' bytes.\n\n"
+        f"- NVIDIA FLARE's published figures for 5 GB from 4, 8, 12 and 16 clients are {others} "
+        f"GB in memory, 21 GB with its disk offload.\n"
+        f"- The {row['round_seconds']:.0f} s of the 70B model are {cpu['server app']:.0f} s of one "
         f"core in the server (adding up, rounding), {cpu['client app']:.0f} s in the clients "
         f"(making weights, copying them into Ray's memory) and {cpu['Ray'] + cpu['other']:.0f} s "
-        f"in Ray; a core here copies {copies['into used memory']:,.0f} MB/s into memory in use and "
-        f"{copies['into new memory']:,.0f} MB/s into new. Between real processes over TLS, four of "
-        f"its layers from 2 clients, by the size of a slice: {between}. "
-        f"{taken(memory, published, whole, processes)}"
+        f"in Ray; a core there copies {copies['into used memory']:,.0f} MB/s into memory in use "
+        f"and {copies['into new memory']:,.0f} MB/s into new.\n\n"
+        f"{taken(memory, published, whole)}"
     )
 
 
-def between_processes(row: dict[str, Any]) -> str:
-    """Say how fast it was with one size of slices, and the peaks of the processes."""
-    peaks = ", ".join(
-        f"{kind} {mebibytes(row['peak_bytes'][kind])}"
-        for kind in ("server app", "SuperLink", "SuperNode", "client app")
+def processes_block() -> str:
+    """Say what whole models take between real processes, by the size of a slice."""
+    measured = result("flowertune-llm-layerwise-processes")
+    kinds = ("server app", "SuperLink", "SuperNode", "client app")
+    rows = [
+        [f"{row['slice_megabytes']} MiB", f"{row['mb_a_second']} MB/s"]
+        + [mebibytes(row["peak_bytes"][kind]) for kind in kinds]
+        for row in measured["rows"]
+    ]
+    header = ["a slice", "rate", *(f"peak of the {kind}" for kind in kinds)]
+    return (
+        f"{table(header, rows)}\n\nFour layers of Llama-3.1-70B from 2 clients, over TLS on one "
+        f"machine. {taken(measured)}"
     )
-    return f"{row['slice_megabytes']} MiB {row['mb_a_second']} MB/s (peaks: {peaks})"
 
 
 def layerwise_row(model: str, row: dict[str, Any], measured: dict[str, Any]) -> list[str]:
@@ -194,9 +200,9 @@ def offline_block() -> str:
     measured = result("offline")
     run = measured["examples"][NAME]
     return (
-        f"Four rounds, 2 of 20 clients each, {run['seconds']:.0f} s with fetching and converting "
-        f"the model: the held-out loss falls from {run['first']['loss']:.2f} to "
-        f"{run['last']['loss']:.2f} nats per token. {taken(measured)}"
+        f"In four rounds of 2 of 20 clients the held-out loss falls from "
+        f"{run['first']['loss']:.2f} to {run['last']['loss']:.2f} nats per token. With fetching "
+        f"and converting the model it takes {offline_seconds(NAME)}. {taken(measured)}"
     )
 
 
@@ -209,6 +215,18 @@ def offline() -> str:
 def headline() -> str:
     federated, central = mean(ends("federated, float32")), mean(ends(hardest()))
     return f"loss {federated:.3f} (centralised {central:.3f})"
+
+
+def reached_block() -> str:
+    """Say in a sentence what federated training reaches."""
+    measured = result(ACCURACY)
+    name = "federated, float32"
+    before = mean(points[0][1] for points in measured["runs"][name])
+    return (
+        f"After {measured['rounds'] * measured['steps']} steps the loss on answers that no client "
+        f"has is {mean(ends(name)):.3f} nats per token, {before:.3f} before, and "
+        f"{mean(ends(hardest())):.3f} after as many steps of centralised training."
+    )
 
 
 def draw_loss(path: Path) -> None:
@@ -239,13 +257,14 @@ NAME = "flowertune-llm"
 TEACHES = "LoRA fine-tuning of a quantised language model, only adapters travel"
 DATA = "Alpaca-GPT4, or Python's documentation, 20 partitions"
 MODEL = "OpenLLaMA 3B/7B, or SmolLM2-135M"
-BLOCKS = {
+BLOCKS = {"reached": reached_block, "offline": offline_block}
+RESULTS = {
     "accuracy": accuracy_block,
     "traffic": traffic_block,
     "speed": speed_block,
-    "layerwise": layerwise_block,
     "gpu": gpu_block,
-    "offline": offline_block,
+    "layerwise": layerwise_block,
+    "processes": processes_block,
     "profile": profile_block,
 }
 PLOTS = {"loss": draw_loss, "layerwise": draw_layerwise}
