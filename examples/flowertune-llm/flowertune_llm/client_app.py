@@ -24,12 +24,13 @@ def train(message: Message, context: Context) -> Message:
     """Train the global adapter on the local examples; the base model stays as it is."""
     from flowertune_llm import training, transport
 
-    config = Config.from_run_config(context.run_config)
+    partition = partition_id(context)
+    config = Config.from_run_config(context.run_config).at(partition)
     change, report = training.train_adapter(
         config,
         transport.decode(message.content["arrays"]),
         int(message.content["config"]["server-round"]),
-        partition_id(context),
+        partition,
         int(context.node_config["num-partitions"]),
     )
     content = {
