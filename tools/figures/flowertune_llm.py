@@ -1,14 +1,23 @@
 """Figures of flowertune-llm."""
 
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean, median, stdev
 from typing import Any
 
 from matplotlib.figure import Figure
-from measured import found, no_gpu_figure, offline_seconds, result, table, taken
+from measured import (
+    found,
+    no_gpu_figure,
+    offline_seconds,
+    processor,
+    result,
+    table,
+    taken,
+)
 
 ACCURACY, SPEED, GPU = "flowertune-llm-accuracy", "flowertune-llm-speed", "flowertune-llm-gpu"
 PROFILE, BYTES = "flowertune-llm-profile", "flowertune-llm-bytes"
+WORTH = "flowertune-llm-worth"
 # Source: the models' configs on the Hub: layers, width, rank of the default adapter.
 OPEN_LLAMA = {"OpenLLaMA 3B v2": (26, 3200, 32), "OpenLLaMA 7B v2": (32, 4096, 32)}
 
@@ -50,6 +59,38 @@ def accuracy_block() -> str:
         f"named; centralised: all clients' data, the batch of one client, or of both together. "
         f"{taken(measured)}"
     )
+
+
+def worth_block() -> str:
+    """Say how often each model knows the right one of four answers."""
+    measured = result(WORTH)
+    before = known(measured, "before")
+    rows = []
+    for kind, asked in measured["models"].items():
+        shown = ", ".join(f"{100 * mean(seed['acc']):.1f}" for seed in asked)
+        right = known(measured, kind)
+        gain = [after - first for after, first in zip(right, before, strict=True)]
+        cells = [kind, f"{mean(seed['loss'] for seed in asked):.3f}", f"{percent(right)} ({shown})"]
+        rows.append([*cells, percent(gain, "+") if any(gain) else ""])
+    header = ["SmolLM2-135M", "held-out loss", "right answers, % (each seed)", "more than before"]
+    return (
+        f"{table(header, rows)}\n\n± one standard error; {len(before)} questions in all, on "
+        f"{measured['held_out']} rows for each of the seeds "
+        f"{', '.join(map(str, measured['seeds']))} that no client has; 25 % is chance. Federated: "
+        f"{measured['rounds']} rounds, 2 of 20 clients, {measured['steps']} steps each; "
+        f"centralised: as many steps on the examples of both. Merged by `export.py`, asked by "
+        f"{measured['lm_eval']} in {measured['dtype']}. {taken(measured)}"
+    )
+
+
+def known(measured: dict[str, Any], kind: str) -> list[float]:
+    """Return for each question of each seed whether a model knows the answer: 1, else 0."""
+    return [value for seed in measured["models"][kind] for value in seed["acc"]]
+
+
+def percent(values: list[float], sign: str = "") -> str:
+    error = stdev(values) / len(values) ** 0.5
+    return f"{100 * mean(values):{sign}.1f} ± {100 * error:.1f}"
 
 
 def traffic_block() -> str:
@@ -156,7 +197,8 @@ def layerwise_block() -> str:
     return (
         f"{table(header, rows)}\n\nThe largest process of its kind, in simulation; what is not "
         f"its own is Ray's memory for messages, mapped into all of its processes. The rate counts "
-        f"all clients' bytes.\n\n"
+        f"all clients' bytes. Weights are made, other ones for each client, and results are not "
+        f"kept.\n\n"
         f"- NVIDIA FLARE's published figures for 5 GB from 4, 8, 12 and 16 clients are {others} "
         f"GB in memory, 21 GB with its disk offload.\n"
         f"- The {row['round_seconds']:.0f} s of the 70B model are {cpu['server app']:.0f} s of one "
@@ -257,6 +299,25 @@ def offline_block() -> str:
         f"In four rounds of 2 of 20 clients the held-out loss falls from "
         f"{run['first']['loss']:.2f} to {run['last']['loss']:.2f} nats per token. With fetching "
         f"and converting the model it takes {offline_seconds(NAME)}. {taken(measured)}"
+    )
+
+
+def time_block() -> str:
+    """Say where the time of the offline run goes, on each kind of processor."""
+    measured = result("offline")
+    kinds = {processor(measured["hardware"]): "examples", "the same with AVX2 alone": "avx2"}
+    rows = []
+    for name, key in kinds.items():
+        if key in measured:
+            first, again = measured[key][NAME]["seconds"], measured[key][NAME]["again"]
+            train, test = again["train"], again["evaluate"]
+            seconds = [first, again["seconds"], again["seconds"] - again["rounds"]]
+            seconds += [train, test, again["rounds"] - train - test]
+            rows.append([name, *(f"{value:.0f} s" for value in seconds)])
+    header = ["processor", "first time", "again", "of that start-up", "training", "testing", "rest"]
+    return (
+        f"{table(header, rows)}\n\nThe first time with fetching and converting the model. Training "
+        f"is that of the slowest client in each round. {taken(measured)}"
     )
 
 
