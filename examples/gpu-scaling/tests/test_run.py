@@ -120,6 +120,25 @@ def test_executors_waves_and_interruptions_change_no_result(tmp_path):
     assert in_process(tmp_path / "stopped", 9, **inline, resume_from=folder) == whole
 
 
+def test_population_gives_the_results_of_as_many_nodes(tmp_path):
+    """Two nodes play nine clients; then ten of a million, which draw their own examples."""
+    inline = SMALL | {"executor": "inline"}
+    nodes = in_process(tmp_path / "nodes", 9, **inline)
+    assert in_process(tmp_path / "played", 2, **inline, population=9) == nodes
+    million = {"population": 1_000_000, "examples_per_client": 20, "partitioning": "dirichlet"}
+    history = in_process(tmp_path / "million", 2, **inline, **million)
+    assert len({client["partition"] for entry in history for client in entry["clients"]}) == 18
+    losses = [entry["evaluate_metrics_serverapp"]["loss"] for entry in history]
+    assert losses[2] < losses[0]
+
+
+def test_a_population_that_cannot_be_is_refused_before_anything_is_written(tmp_path):
+    settings = SMALL | {"executor": "inline", "population": 1000}
+    with pytest.raises(RunFailed, match="360 test images are too few for 1000 clients"):
+        in_process(tmp_path, 2, **settings)
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_a_round_waits_for_min_clients(tmp_path):
     with pytest.raises(RunFailed, match=r"3 nodes connected .*, min-clients = 4, min-replies = 2"):
         in_process(tmp_path, 3, executor="inline", min_clients=4, round_timeout=0.6)
