@@ -305,6 +305,8 @@ def offline_block() -> str:
 def time_block() -> str:
     """Say where the time of the offline run goes, on each kind of processor."""
     measured = result("offline")
+    if "again" not in measured["examples"][NAME]:
+        return "No figure has been taken yet; `python benchmarks/offline.py` takes them."
     kinds = {processor(measured["hardware"]): "examples", "the same with AVX2 alone": "avx2"}
     rows = []
     for name, key in kinds.items():
@@ -377,6 +379,7 @@ RESULTS = {
     "accuracy": accuracy_block,
     "traffic": traffic_block,
     "bytes": bytes_block,
+    "time": time_block,
     "speed": speed_block,
     "gpu": gpu_block,
     "layerwise": layerwise_block,
