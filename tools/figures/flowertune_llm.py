@@ -63,7 +63,10 @@ def accuracy_block() -> str:
 
 def worth_block() -> str:
     """Say how often each model knows the right one of four answers."""
-    measured = result(WORTH)
+    if not (measured := found(WORTH)):
+        return (
+            "No figure has been taken yet; `python benchmarks/flowertune_llm_worth.py` takes them."
+        )
     before = known(measured, "before")
     rows = []
     for kind, asked in measured["models"].items():
@@ -342,7 +345,19 @@ def reached_block() -> str:
     return (
         f"After {measured['rounds'] * measured['steps']} steps the loss on answers that no client "
         f"has is {mean(ends(name)):.3f} nats per token, {before:.3f} before, and "
-        f"{mean(ends(hardest())):.3f} after as many steps of centralised training."
+        f"{mean(ends(hardest())):.3f} after as many steps of centralised training.{answers()}"
+    )
+
+
+def answers() -> str:
+    """Say how many answers the models know, if they were asked."""
+    if not (measured := found(WORTH)):
+        return ""
+    kinds = ("federated", "before", "centralised")
+    after, before, central = (f"{100 * mean(known(measured, kind)):.0f}" for kind in kinds)
+    return (
+        f" Of four answers, one of them right, the federated model chooses the right one for "
+        f"{after} of 100 questions: {before} before, {central} after centralised training."
     )
 
 
@@ -377,6 +392,7 @@ MODEL = "OpenLLaMA 3B/7B, or SmolLM2-135M"
 BLOCKS = {"reached": reached_block, "offline": offline_block}
 RESULTS = {
     "accuracy": accuracy_block,
+    "worth": worth_block,
     "traffic": traffic_block,
     "bytes": bytes_block,
     "time": time_block,
