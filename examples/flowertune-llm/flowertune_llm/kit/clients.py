@@ -15,7 +15,7 @@ from flwr.common import log
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from .flower import is_simulated
+from .flower import is_simulated, registered
 from .population import ByNode, Everyone, Players
 from .processes import cores
 from .replies import cause
@@ -111,6 +111,9 @@ class Clients:
     def connected(self) -> Mapping[int, int]:
         """Return node ids by partition, asking new nodes which partition they hold.
 
+        In a simulation partitions are given to nodes as these are registered, so that a few are
+        enough to ask.
+
         Raises:
             TooFewReplies: too few nodes are connected in time, or can say what they hold.
         """
@@ -118,15 +121,13 @@ class Clients:
         if self.population:
             return self.everyone(node_ids)
         new = [node_id for node_id in node_ids if node_id not in self.partitions]
-        if new:
-            log(INFO, "Asking %d nodes for their partition; their workers may yet start", len(new))
-        problem = ""
-        self.send(Message(RecordDict(), node_id, MessageType.QUERY) for node_id in new)
-        for reply in self.receive(self.config.round_timeout):
-            node_id = self.asked[reply.metadata.reply_to_message_id]
-            if found := self.identify(node_id, reply):
-                log(WARNING, "Node %d left out: %s", node_id, found)
-                problem = problem or found
+        order = registered(self.grid) if len(new) > FEW else {}
+        few = new[:: -(-len(new) // FEW)] if order else new
+        problem = self.ask_who_they_are(few)
+        if all(self.partitions.get(node_id, -1) == order.get(node_id) for node_id in few):
+            self.partitions |= {node_id: order[node_id] for node_id in new}
+        elif order:
+            problem = self.ask_who_they_are([node_id for node_id in new if node_id not in few])
         known = [node_id for node_id in node_ids if node_id in self.partitions]
         nodes = {self.partitions[node_id]: node_id for node_id in known}
         if len(nodes) < self.config.min_replies:
@@ -139,6 +140,19 @@ class Clients:
             counts = (len(known), len(nodes))
             log(WARNING, "%d nodes hold only %d partitions: some are idle", *counts)
         return nodes
+
+    def ask_who_they_are(self, new: list[int]) -> str:
+        """Have nodes say which partition they hold; return what is wrong with one of them."""
+        if new:
+            log(INFO, "Asking %d nodes for their partition; their workers may yet start", len(new))
+        problem = ""
+        self.send(Message(RecordDict(), node_id, MessageType.QUERY) for node_id in new)
+        for reply in self.receive(self.config.round_timeout):
+            node_id = self.asked[reply.metadata.reply_to_message_id]
+            if found := self.identify(node_id, reply):
+                log(WARNING, "Node %d left out: %s", node_id, found)
+                problem = problem or found
+        return problem
 
     def everyone(self, node_ids: list[int]) -> Everyone:
         """Return all clients of the population; nobody is asked for them."""
