@@ -102,7 +102,7 @@ def run(launch: Launch, folder: Path) -> str:
 
     launch.config.source(launch.clients).prepare()  # here, before many clients want it at once
     with Federation(APP, folder, secure=False, database=False, verbose=False) as federation:
-        say(f"SuperLink: {federation.fleet}; logs until it ends well: {folder / 'logs'}")
+        say(f"SuperLink: {federation.apis['fleet']}; logs until it ends well: {folder / 'logs'}")
         federation.start_supernodes(
             launch.clients, lambda n: say(f"SuperNodes: {n} of {launch.clients} connected")
         )
