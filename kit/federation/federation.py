@@ -35,7 +35,7 @@ class FederationError(RuntimeError):
     """A part of the federation did not start, or ended; the text says which."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Part:
     """One process of the federation, with those that it starts, and its log."""
 
