@@ -141,6 +141,7 @@ class Federation:
         if (app / ".gitignore").is_file():
             shutil.copy(app / ".gitignore", self.app)
         ca = self.certificates / "ca.crt" if self.secure else None
+        shutil.rmtree(self.home("cli"), ignore_errors=True)
         RELEASE.declare(self.app, self.home("cli"), NAME, connection(self.apis["control"], ca))
 
     def __enter__(self) -> Self:

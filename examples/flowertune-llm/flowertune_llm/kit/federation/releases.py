@@ -77,7 +77,8 @@ class Newest(Pinned):
 
     def declare(self, app: Path, home: Path, name: str, settings: str) -> None:
         home.mkdir(parents=True, exist_ok=True)
-        (home / "config.toml").write_text(f"[superlink.{name}]\n{settings}")
+        with (home / "config.toml").open("a") as file:
+            file.write(f"\n[superlink.{name}]\n{settings}")
 
     def named(self, app: Path, name: str | None) -> list[str]:
         return [*filter(None, [name])]
