@@ -17,6 +17,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import click
 import typer
 from flwr.common.config import flatten_dict, parse_config_args
 
@@ -78,7 +79,7 @@ def parse(words: list[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
         parser.error(f"--folder {folder} holds files that are not a federation's; name another")
     try:
         changes = settings(given.app, given.offline, given.run_config)
-    except (OSError, ValueError, typer.Exit) as error:
+    except (OSError, ValueError, typer.Exit, click.ClickException) as error:
         parser.error(f"--run-config {given.run_config!r} cannot be read ({error})")
     needed = replies_needed(given.app, changes)
     if given.num_supernodes < needed:
