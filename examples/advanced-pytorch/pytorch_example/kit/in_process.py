@@ -19,6 +19,7 @@ from importlib import import_module
 from logging import ERROR, INFO
 from pathlib import Path
 from threading import Lock
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -27,7 +28,6 @@ from flwr.clientapp import ClientApp
 from flwr.common import log
 from flwr.common.config import get_fused_config_from_dir, parse_config_args
 from flwr.common.constant import ErrorCode
-from flwr.common.typing import Run
 from flwr.serverapp import Grid, ServerApp
 
 from . import app_folder
@@ -48,7 +48,7 @@ class InProcessGrid:
         self, client_app: ClientApp, nodes: dict[int, Context], run_id: int, threads: int
     ) -> None:
         self.client_app, self.nodes, self.threads = client_app, nodes, threads
-        self.run = Run.create_empty(run_id)
+        self.run = SimpleNamespace(run_id=run_id)  # all that is known of it
         self.pending: dict[str, Message] = {}  # by message id, in the order of sending
         self.lock = Lock()
 
