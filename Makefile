@@ -62,7 +62,7 @@ results: $(INSTALLED) ## rewrite the README tables and plots from results/*.json
 	@$(BIN)/python tools/results.py
 
 lock: $(INSTALLED) ## resolve every version anew into constraints.txt
-	@$(UV) pip compile --quiet --universal --upgrade --python-version 3.11 --no-header \
+	@$(UV) pip compile --quiet --universal --upgrade --prerelease disallow --python-version 3.11 --no-header \
 		--no-annotate --no-emit-index-url --no-emit-find-links --group dev \
 		pyproject.toml $(wildcard examples/*/pyproject.toml) --all-extras --output-file constraints.txt
 
