@@ -70,7 +70,7 @@ def test_certificates_are_valid_and_keys_private(tmp_path):
 @posix_only
 @pytest.mark.parametrize("release", [Pinned(), Newest()])
 def test_federation_is_where_flower_looks_for_it(release, app, tmp_path, monkeypatch):
-    monkeypatch.setattr("kit.federation.federation.RELEASE", release)
+    monkeypatch.setattr(sys.modules[Federation.__module__], "RELEASE", release)
     (app / "outputs").mkdir()
     for _ in range(2):  # the second takes what the first has left
         federation = Federation(app, tmp_path / "a [folder]", database=False)
