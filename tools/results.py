@@ -43,10 +43,20 @@ def examples_table() -> str:
     return f"{table(header, rows)}\n\n{taken(result('offline'))}"
 
 
+def newest_flower() -> str:
+    """Say which newest release `make test-latest` last passed on, and what that ran."""
+    measured = result("newest-flower")
+    return (
+        f"**flwr {measured['packages']['flwr']}** is the newest release that all of this was last "
+        f"seen to pass on, in {measured['wall_seconds'] / 60:.0f} minutes: "
+        f"{', '.join(measured['passed'])}. {taken(measured)}"
+    )
+
+
 def blocks(page: Path) -> dict[str, Callable[[], str]]:
     """Return what fills the marked places of a page."""
     if page == ROOT / "README.md":
-        return {"examples": examples_table}
+        return {"examples": examples_table, "newest": newest_flower}
     if page == side_by_side.PAGE:
         return side_by_side.BLOCKS
     example = page.parent.name
