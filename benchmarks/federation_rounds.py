@@ -31,7 +31,7 @@ from kit.federation import Federation
 from kit.federation.__main__ import settings
 
 APP = ROOT / "examples" / "advanced-pytorch"
-NODES, ROUNDS = 2, 6
+NODES, ROUNDS = 2, 5
 # In a SuperNode's log, each message in this order; on the newest release the third may be second.
 MARKS = {
     "received": r"Receiving: (train|evaluate) message",
