@@ -6,7 +6,7 @@ SuperNode, training or testing, is four stages.
 
 - look: from its last reply to the next message; Flower looks every 3 s.
 - launch: to the start of the ClientApp's process; Flower looks every second, the newest release
-  ten times a second here, and without --warm the process imports Flower.
+  every half here, and without --warm the process imports Flower.
 - app: to the reply's sending: imports, data, training or testing; Flower looks every 0.5 s.
 - send: until the SuperLink has the reply.
 
