@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from figures import side_by_side
+from figures import federation, side_by_side
 from measured import found, offline_block, result, table, taken
 from repository import ROOT, example_folder, example_names
 
@@ -59,8 +59,9 @@ def blocks(page: Path) -> dict[str, Callable[[], str]]:
     """Return what fills the marked places of a page."""
     if page == ROOT / "README.md":
         return {"examples": examples_table, "newest": newest_flower}
-    if page == side_by_side.PAGE:
-        return side_by_side.BLOCKS
+    for shown in (side_by_side, federation):
+        if page == shown.PAGE:
+            return shown.BLOCKS
     example = page.parent.name
     common = {"settings": lambda: settings(example), "offline": lambda: offline_block(example)}
     return common | figures(example).BLOCKS
@@ -68,7 +69,7 @@ def blocks(page: Path) -> dict[str, Callable[[], str]]:
 
 def pages() -> list[Path]:
     examples = [example_folder(name) / "README.md" for name in example_names()]
-    return [ROOT / "README.md", side_by_side.PAGE, *examples]
+    return [ROOT / "README.md", side_by_side.PAGE, federation.PAGE, *examples]
 
 
 def render(page: Path) -> str:
