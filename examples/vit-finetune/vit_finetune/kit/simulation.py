@@ -30,9 +30,10 @@ from .federation import (
     Part,
     as_run_config,
     exit_on_signals,
-    free_addresses,
     uninterrupted,
 )
+from .federation.addresses import LOOPBACK
+from .federation.releases import RELEASE, Newest, connection
 from .processes import end_with_parent
 
 BIN = Path(sys.executable).parent
@@ -40,11 +41,6 @@ LINUX = sys.platform == "linux"
 DEFAULT = "local-simulation"
 START_SECONDS = 300  # for the SuperLink to answer
 COMPLETED = "finished:completed"
-# No other packages than those installed, and no questions to other hosts.
-SETTINGS = {
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-}
 
 
 def read(app: Path, name: str) -> dict[str, Any]:
@@ -86,18 +82,14 @@ class OwnSuperLink:
         if (app / ".gitignore").is_file():
             shutil.copy(app / ".gitignore", self.app)
         self.home.mkdir()
-        http, control = free_addresses(2)
-        self.environment = os.environ | SETTINGS
-        self.environment |= {"FLWR_HOME": str(self.home)}
-        self.environment |= {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-        for name in ("no_proxy", "NO_PROXY"):
-            others = filter(None, [os.environ.get(name), "127.0.0.1"])
-            self.environment |= {name: ",".join(others)}
-        connection = f'[superlink]\ndefault = "own"\n[superlink.own]\naddress = "{http}"\n'
-        (self.home / "config.toml").write_text(f"{connection}insecure = true\n")
-        host, port = http.split(":")
-        self.command = ["flower-superlink", "--insecure", "--simulation", "--host", host]
-        self.command += ["--port", port, "--control-api-address", control]
+        own = {"FLWR_HOME": str(self.home), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+        for name in ("no_proxy", "NO_PROXY"):  # no proxy is between this machine and itself
+            own[name] = ",".join(filter(None, [os.environ.get(name), LOOPBACK]))
+        self.environment = os.environ | RELEASE.environment | own
+        address = RELEASE.apis()["control"]
+        config = f'[superlink]\ndefault = "own"\n[superlink.own]\n{connection(address, None)}'
+        (self.home / "config.toml").write_text(config)
+        self.command = [*RELEASE.superlink({"fleet": address}), "--insecure", "--simulation"]
 
     def __enter__(self) -> Self:
         launcher, log = os.getpid(), self.home / "superlink.log"
@@ -202,7 +194,7 @@ def main() -> int:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     run_config = as_run_config(overrides)
-    if not (BIN / "flower-simulation").exists():
+    if isinstance(RELEASE, Newest):
         file = app.resolve() / "federations" / f"{arguments.federation}.toml"
         return on_own_superlink(app.resolve(), file, run_config)
     command = flower_simulation(app, federation, run_config)
