@@ -138,8 +138,9 @@ class NewestFlower:
         try:
             status = self.run(name, environment)
             seconds = time.monotonic() - began
-            for path in sorted((self.apps[name] / "federations").glob("*.toml")):
-                self.accepts(name, path.stem, environment)
+            for path in (self.apps[name] / "federations").glob("*.toml"):
+                if path.stem != DEFAULT:
+                    self.accepts(name, path.stem, environment)
         finally:
             with uninterrupted():
                 stop(home)

@@ -86,10 +86,12 @@ class OwnSuperLink:
         for name in ("no_proxy", "NO_PROXY"):  # no proxy is between this machine and itself
             own[name] = ",".join(filter(None, [os.environ.get(name), LOOPBACK]))
         self.environment = os.environ | RELEASE.environment | own
-        address = RELEASE.apis()["control"]
-        config = f'[superlink]\ndefault = "own"\n[superlink.own]\n{connection(address, None)}'
-        (self.home / "config.toml").write_text(config)
-        self.command = [*RELEASE.superlink({"fleet": address}), "--insecure", "--simulation"]
+        apis = RELEASE.apis()
+        own_one = connection(apis["control"], None)
+        (self.home / "config.toml").write_text(
+            f'[superlink]\ndefault = "own"\n[superlink.own]\n{own_one}'
+        )
+        self.command = [*RELEASE.superlink(apis), "--insecure", "--simulation"]
 
     def __enter__(self) -> Self:
         launcher, log = os.getpid(), self.home / "superlink.log"
