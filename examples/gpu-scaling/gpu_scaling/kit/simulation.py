@@ -27,14 +27,13 @@ from . import app_folder
 from .federation import (
     LEFT_OUT,
     FederationError,
-    Part,
     as_run_config,
     exit_on_signals,
     uninterrupted,
 )
 from .federation.addresses import LOOPBACK
 from .federation.releases import RELEASE, Newest, connection
-from .processes import end_with_parent
+from .processes import end_with_parent, kill_descendants
 
 BIN = Path(sys.executable).parent
 LINUX = sys.platform == "linux"
@@ -94,9 +93,9 @@ class OwnSuperLink:
         self.command = [*RELEASE.superlink(apis), "--insecure", "--simulation"]
 
     def __enter__(self) -> Self:
-        launcher, log = os.getpid(), self.home / "superlink.log"
-        with log.open("w") as file:
-            process = subprocess.Popen(
+        launcher, self.log = os.getpid(), self.home / "superlink.log"
+        with self.log.open("w") as file:
+            self.process = subprocess.Popen(
                 [BIN / self.command[0], *self.command[1:]],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -105,7 +104,6 @@ class OwnSuperLink:
                 start_new_session=True,
                 preexec_fn=(lambda: end_with_parent(launcher)) if LINUX else None,
             )
-        self.part = Part("superlink", process, log)
         try:
             self.wait()
         except BaseException:
@@ -115,7 +113,8 @@ class OwnSuperLink:
 
     def __exit__(self, *_: object) -> None:
         with uninterrupted():
-            self.part.stop()
+            kill_descendants()  # several are in a group of their own
+            self.process.wait()
 
     def wait(self) -> None:
         """Wait until it answers.
@@ -125,8 +124,8 @@ class OwnSuperLink:
         """
         deadline = time.monotonic() + START_SECONDS
         while not self.call("ls").get("success"):
-            if not self.part.running() or time.monotonic() > deadline:
-                tail = self.part.log.read_text(errors="replace").strip().splitlines()[-15:]
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                tail = self.log.read_text(errors="replace").strip().splitlines()[-15:]
                 raise FederationError("\n".join(["the SuperLink does not answer:", *tail]))
 
     def run(self, federation: Path, run_config: str) -> str:
