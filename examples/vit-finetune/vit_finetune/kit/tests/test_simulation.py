@@ -30,22 +30,24 @@ clientapp = "seeing:client_app"
 [tool.flwr.app.config]
 fails = false
 """
-APP = """
+APP = f"""
 import json, os, time
 from pathlib import Path
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
+from {MODULE.removesuffix(".simulation")}.flower import shown
 
 app = ServerApp()
 client_app = ClientApp()
 
 @app.main()
+@shown
 def main(grid, context):
     nodes = set()
     while not nodes or nodes != set(grid.get_node_ids()):
         nodes = set(grid.get_node_ids())
         time.sleep(0.5)
-    seen = {"nodes": len(nodes), "whose": os.environ["WHOSE"]}
+    seen = {{"nodes": len(nodes), "whose": os.environ["WHOSE"]}}
     Path("seen.json").write_text(json.dumps(seen))
     if context.run_config["fails"]:
         raise ValueError("it fails as it was told to")
