@@ -124,8 +124,9 @@ def between_processes(slice_megabytes: int) -> dict[str, Any]:
     ):
         for partition in range(2):
             federation.start_supernode(partition, 2)
-        status = federation.follow(federation.run(as_run_config(run_config)))
-        log = (Path(folder) / "logs" / "superlink.log").read_text()
+        run_id = federation.run(as_run_config(run_config))
+        status = federation.follow(run_id)
+        log = federation.log_of_run(run_id).read_text()
     found = re.findall(r"([\d.]+) of ([\d.]+) GB, (\d+) MB/s", log)[-1]
     row = {"clients": 2, "mode": "layerwise", "status": status, "gigabytes": float(found[1])}
     row |= {"mb_a_second": int(found[2]), "slice_megabytes": slice_megabytes} | memory.report()
