@@ -3,7 +3,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from logging import INFO, WARNING
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ TRAIN, EVALUATE = MessageType.TRAIN, MessageType.EVALUATE
 PHASES = {TRAIN: "training", EVALUATE: "evaluation"}
 Entry = dict[str, Any]  # a round in results.json
 Figures = dict[int, MetricRecord]  # what each client has measured, by partition
-Nodes = dict[int, int]  # node ids by partition
+Nodes = Mapping[int, int]  # node ids by partition
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
@@ -161,7 +161,7 @@ class Loop:
         """Return the nodes of a phase's clients by partition, without those not ready."""
         nodes = self.clients.connected()
         self.run.check_partitions(self.clients.num_partitions)
-        sample = self.draw(sorted(nodes), server_round, kind)
+        sample = self.draw(nodes, server_round, kind)
         log(INFO, "%s: sampled %d of %d clients", kind, len(sample), len(nodes))
         ready = self.prepare(nodes, server_round) if self.prepare else sample
         for partition in sorted(set(sample) - set(ready)):

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from figures import federation, side_by_side
-from measured import offline_block, result, table, taken
+from measured import found, offline_block, result, table, taken
 from repository import ROOT, example_folder, example_names
 
 
@@ -45,7 +45,9 @@ def examples_table() -> str:
 
 def newest_flower() -> str:
     """Say which newest release `make test-latest` last passed on, and what that ran."""
-    measured = result("newest-flower")
+    measured = found("newest-flower")
+    if not measured:
+        return "No newer release was seen to pass `make test-latest` yet."
     return (
         f"**flwr {measured['packages']['flwr']}** is the newest release that all of this was last "
         f"seen to pass on, in {measured['wall_seconds'] / 60:.0f} minutes: "

@@ -2,6 +2,8 @@
 """A simulation by the command of the installed Flower release: its own federation, its end."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -9,8 +11,10 @@ import pytest
 
 from .. import simulation
 from ..simulation import flower_simulation, read
-from ..testing import marked, posix_only, run
+from ..testing import edit, marked, posix_only, run, start
 
+MODULE = simulation.__name__
+PACKAGE = Path(simulation.__file__).parents[MODULE.count(".")]  # where it is imported from
 PROJECT = """
 [project]
 name = "{name}"
@@ -26,22 +30,24 @@ clientapp = "seeing:client_app"
 [tool.flwr.app.config]
 fails = false
 """
-APP = """
+APP = f"""
 import json, os, time
 from pathlib import Path
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
+from {MODULE.removesuffix(".simulation")}.flower import shown
 
 app = ServerApp()
 client_app = ClientApp()
 
 @app.main()
+@shown
 def main(grid, context):
     nodes = set()
     while not nodes or nodes != set(grid.get_node_ids()):
         nodes = set(grid.get_node_ids())
         time.sleep(0.5)
-    seen = {"nodes": len(nodes), "whose": os.environ["WHOSE"]}
+    seen = {{"nodes": len(nodes), "whose": os.environ["WHOSE"]}}
     Path("seen.json").write_text(json.dumps(seen))
     if context.run_config["fails"]:
         raise ValueError("it fails as it was told to")
@@ -61,19 +67,33 @@ def make(app: Path, nodes: int) -> Path:
 @posix_only
 def test_two_apps_one_after_the_other_keep_apart(tmp_path):
     """Each has its own federation, outputs, environment, and exit status; nothing is left."""
-    module = simulation.__name__
-    package = Path(simulation.__file__).parents[module.count(".")]
     for name, nodes, fails in (("one-app", 3, False), ("other-app", 5, True)):
         app, here = make(tmp_path / name, nodes), tmp_path / f"where {name} runs"
         here.mkdir()
-        command = [sys.executable, "-m", module, "few", "--app", app]
+        command = [sys.executable, "-m", MODULE, "few", "--app", app]
         command += ["--run-config", f"fails={str(fails).lower()}"]
-        done = run(command, here, PYTHONPATH=str(package), WHOSE=name)
+        done = run(command, here, PYTHONPATH=str(PACKAGE), WHOSE=name)
         assert done.returncode == fails, done.stdout
         assert json.loads((here / "seen.json").read_text()) == {"nodes": nodes, "whose": name}
         assert ("it fails as it was told to" in done.stdout) == fails
         assert not Path("/proc").exists() or not marked(here)
         assert (app / "pyproject.toml").read_text() == PROJECT.format(name=name)
+
+
+@pytest.mark.thorough
+@posix_only
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_one_leaves_no_process(number, tmp_path, monkeypatch):
+    app, here = make(tmp_path / "one-app", 3), tmp_path / "here"
+    here.mkdir()
+    edit(app / "seeing.py", "    if context", "    time.sleep(300)\n    if context")
+    monkeypatch.setenv("PYTHONPATH", str(PACKAGE))
+    monkeypatch.setenv("WHOSE", "nobody's")
+    command = [sys.executable, "-m", MODULE, "few", "--app", app]
+    process = start(command, here, until=lambda log: (here / "seen.json").exists())
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    assert process.wait(60) in (128 + number, -number)
+    assert not Path("/proc").exists() or not marked(here)
 
 
 def test_federation_is_that_of_the_file(tmp_path):

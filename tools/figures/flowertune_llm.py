@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from measured import found, no_gpu_figure, result, table, taken
 
 ACCURACY, SPEED, GPU = "flowertune-llm-accuracy", "flowertune-llm-speed", "flowertune-llm-gpu"
-PROFILE = "flowertune-llm-profile"
+PROFILE, BYTES = "flowertune-llm-profile", "flowertune-llm-bytes"
 # Source: the models' configs on the Hub: layers, width, rank of the default adapter.
 OPEN_LLAMA = {"OpenLLaMA 3B v2": (26, 3200, 32), "OpenLLaMA 7B v2": (32, 4096, 32)}
 
@@ -63,6 +63,60 @@ def traffic_block() -> str:
     values = sent["float32"] // 4
     rows.append(["SmolLM2-135M, r = 16", f"~{values:,}", *sizes, "measured"])
     return table(["adapter", "values", "float32", "bfloat16", ""], rows)
+
+
+def bytes_block() -> str:
+    measured = result(BYTES)
+    base = last("float32")
+    rows = []
+    for name, curves in measured["runs"].items():
+        loss, sent = last(name)
+        each = ", ".join(f"{points[-1]['loss']:.3f}" for points in curves)
+        rows.append(
+            [
+                *(name, str(measured["rounds"][name]), f"{sent / 1e6:.2f} MB"),
+                *(f"{sent / base[1]:.1%}", f"{loss:.3f} ({each})", f"{loss / base[0] - 1:+.1%}"),
+            ]
+        )
+    header = [
+        "way",
+        "rounds",
+        "to and from a site",
+        "of float32's",
+        "loss (each seed)",
+        "against it",
+    ]
+    before = mean(points[0]["loss"] for points in measured["runs"]["float32"])
+    return (
+        f"{table(header, rows)}\n\n"
+        f"{measured['sites']} sites, all in every round, {measured['steps']} local steps each, "
+        f"whatever the rounds; before training the loss is {before:.3f}. {taken(measured)}"
+    )
+
+
+def last(way: str) -> tuple[float, float]:
+    """Return the loss at the end, the mean of the seeds, and the bytes to and from a site."""
+    curves = result(BYTES)["runs"][way]
+    return mean(p[-1]["loss"] for p in curves), mean(p[-1]["bytes"] for p in curves)
+
+
+def draw_bytes(path: Path) -> None:
+    """Draw the held-out loss over the bytes: mean over seeds after each round."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, curves in result(BYTES)["runs"].items():
+        rounds = list(zip(*curves, strict=True))[1:]
+        sent = [mean(p["bytes"] for p in points) / 1e6 for points in rounds]
+        loss = [mean(p["loss"] for p in points) for points in rounds]
+        style = {"linestyle": "--", "marker": "s"} if "DiLoCo" in name else {"marker": "o"}
+        [line] = axes.plot(sent, loss, label=name, markersize=4, **style)
+        ends = [p["loss"] for p in rounds[-1]]
+        axes.vlines(sent[-1], min(ends), max(ends), color=line.get_color(), alpha=0.5)
+    axes.set(xscale="log", xlabel="MB to and from a site", ylabel="held-out loss (nats per token)")
+    axes.set_title("The same steps, fewer bytes: mean of 3 seeds, range at the end")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
 
 
 def speed_block() -> str:
@@ -242,10 +296,11 @@ MODEL = "OpenLLaMA 3B/7B, or SmolLM2-135M"
 BLOCKS = {
     "accuracy": accuracy_block,
     "traffic": traffic_block,
+    "bytes": bytes_block,
     "speed": speed_block,
     "layerwise": layerwise_block,
     "gpu": gpu_block,
     "offline": offline_block,
     "profile": profile_block,
 }
-PLOTS = {"loss": draw_loss, "layerwise": draw_layerwise}
+PLOTS = {"loss": draw_loss, "bytes": draw_bytes, "layerwise": draw_layerwise}

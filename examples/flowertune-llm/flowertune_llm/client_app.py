@@ -3,7 +3,10 @@
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from flowertune_llm import profiler  # profiler
+from flowertune_llm import (
+    client_files,
+    profiler,  # profiler
+)
 from flowertune_llm.config import Config
 from flowertune_llm.kit.flower import identify, partition_id
 from flowertune_llm.layerwise.client import register  # layerwise
@@ -25,15 +28,23 @@ def train(message: Message, context: Context) -> Message:
     from flowertune_llm import training, transport
 
     config = Config.from_run_config(context.run_config)
+    round_config, partition = message.content["config"], partition_id(context)
     change, report = training.train_adapter(
         config,
-        transport.decode(message.content["arrays"]),
-        int(message.content["config"]["server-round"]),
-        partition_id(context),
+        transport.received(config, message.content["arrays"]),
+        int(round_config["server-round"]),
+        partition,
         int(context.node_config["num-partitions"]),
     )
-    content = {
-        "arrays": transport.encode(change, config.transport_dtype),
-        "metrics": MetricRecord(report),
-    }
+    arrays = transport.to_send(config, change, round_config, partition)
+    content = {"arrays": arrays, "metrics": MetricRecord(report)}
     return Message(RecordDict(content), reply_to=message)
+
+
+@app.query("forget")
+def forget(message: Message, context: Context) -> Message:
+    """Delete what this client keeps for a run that has ended."""
+    config = Config.from_run_config(context.run_config)
+    run = str(message.content["config"]["run"])
+    client_files.forget(client_files.folder_of(config.client_dir, run, partition_id(context)))
+    return Message(RecordDict(), reply_to=message)

@@ -19,6 +19,7 @@ from flowertune_llm.layerwise.settings import LayerwiseSettings  # layerwise
 
 TRAINING_ARGUMENTS = "train.training-arguments."
 DTYPES = ("float32", "bfloat16", "float16")
+WHOLE_NUMBERS = ("int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ class Config(
     min_replies: int = at_least(1, "strategy.min-replies", may_change=True)
     max_update_ratio: float = above(1, "strategy.max-update-ratio", may_change=True)
     round_timeout: float = positive("strategy.round-timeout", may_change=True)
-    transport_dtype: str = one_of(*DTYPES, name="strategy.transport-dtype")
+    transport_dtype: str = one_of(*DTYPES, *WHOLE_NUMBERS, name="strategy.transport-dtype")
+    outer_learning_rate: float = positive("strategy.outer-learning-rate")
+    outer_momentum: float = fraction("strategy.outer-momentum", zero=True, one=False)
+    client_dir: str = anything("a folder, or empty", "client-dir", may_change=True)
     profile_enabled: bool = true_or_false("profile.enabled", may_change=True)  # profiler
     wandb_mode: str = one_of("disabled", "offline", "online", name="wandb.mode", may_change=True)
     wandb_project: str = some_text("wandb.project", may_change=True)
@@ -70,6 +74,11 @@ class Config(
                 f"{cls.key_of('learning_rate_max')} = {high}"
             )
         return values
+
+    @property
+    def outer_step(self) -> bool:
+        """Tell whether the server does more than to average."""
+        return (self.outer_learning_rate, self.outer_momentum) != (1.0, 0.0)
 
     def learning_rate(self, server_round: int) -> float:
         """Return the rate of a round: the cosine from the largest to the smallest."""

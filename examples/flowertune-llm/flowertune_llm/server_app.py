@@ -8,13 +8,15 @@ from flwr.serverapp.strategy import FedAvg
 from flowertune_llm import profiler  # profiler
 from flowertune_llm.central import Adapters
 from flowertune_llm.config import Config
+from flowertune_llm.encoding import LEVELS
 from flowertune_llm.kit.clients import Clients, Draw
 from flowertune_llm.kit.flower import shown
 from flowertune_llm.kit.loop import Entry, Loop
 from flowertune_llm.kit.run import Run
 from flowertune_llm.layerwise.choice import choose  # layerwise
+from flowertune_llm.strategy import DiLoCo
 from flowertune_llm.tracking import tracker
-from flowertune_llm.transport import Wire
+from flowertune_llm.transport import Wire, have_forgotten
 from flowertune_llm.whole_models import WholeModels  # layerwise
 
 app = ServerApp()
@@ -26,6 +28,8 @@ def main(grid: Grid, context: Context) -> None:
     config = Config.from_run_config(context.run_config)
     run = Run(config, context.run_config)
     strategy = FedAvg()  # or any other of Flower's
+    if config.outer_step:
+        strategy = DiLoCo(config.outer_learning_rate, config.outer_momentum)
     draw = RoundDraw(config.fraction_train, 0.0, config.min_replies, config.seed)
     model = Adapters(config, run)
     if config.whole_model:  # layerwise
@@ -40,7 +44,7 @@ def main(grid: Grid, context: Context) -> None:
         grid = profiler.watched(grid)  # profiler
         run.save = profiler.task("checkpoint")(run.save)  # profiler
         strategy.aggregate_train = profiler.task("aggregate")(strategy.aggregate_train)  # profiler
-        wire = Wire(grid, config.transport_dtype)
+        wire = Wire(grid, run, initial)
         clients = Clients(wire, config)
         layers = aggregation.layers(run, clients, wire.traffic)  # layerwise
 
@@ -68,8 +72,10 @@ def main(grid: Grid, context: Context) -> None:
             timeout=config.round_timeout,
             evaluate_fn=model.evaluate,
         )
-        if layers:  # layerwise
-            layers.forget()  # layerwise
+        clients_keep = config.transport_dtype in LEVELS
+        clients_keep |= bool(layers) and config.trains  # layerwise
+        if clients_keep:
+            have_forgotten(clients, run)
 
 
 class RoundDraw(Draw):

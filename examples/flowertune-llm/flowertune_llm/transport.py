@@ -1,31 +1,41 @@
-"""Adapters on the wire: in the dtype asked for, and only their changes on the way back.
-
-numpy and Flower know no bfloat16: its 16 bits travel as uint16.
-"""
+"""Adapters on the wire: in the dtype asked for, and only their changes on the way back."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from logging import INFO
 from typing import Any
 
-import torch
-from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
 
+from flowertune_llm.client_files import LeftOut, folder_of
+from flowertune_llm.config import Config
+from flowertune_llm.encoding import LEVELS, decode, encode, rounded, size
+from flowertune_llm.kit.clients import Clients, CommonFault
 from flowertune_llm.kit.replies import Arrays, to_numpy, to_record
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from flowertune_llm.kit.run import Run
 
 
 class Wire:
     """A Grid on which adapters travel small, and arrive in float32 at both ends.
 
-    What is sent is rounded to `dtype`. What comes back is the change that training made; the
-    adapter that was sent is added to it, unrounded, so that strategies see adapters.
+    What is sent is rounded to the run's dtype: the adapter; in whole numbers of 8 or 4 bits, how
+    it differs from the first one, which clients make from the seed. What comes back is the change
+    that training made; the adapter that was sent is added to it, unrounded, so that strategies see
+    adapters.
+
+    Args:
+        grid: that messages go through.
+        run: its settings, and where what rounding has left out is kept.
+        first: the adapter with which training began.
     """
 
-    def __init__(self, grid: Grid, dtype: str) -> None:
-        self.grid, self.dtype = grid, dtype
+    def __init__(self, grid: Grid, run: Run, first: ArrayRecord) -> None:
+        self.grid, self.run, self.dtype = grid, run, run.config.transport_dtype
+        self.first = to_numpy(first)
+        # Of this round, by the content's id: the content, as it travels, and the adapter in it.
+        self.encodings: dict[int, tuple[RecordDict, RecordDict, Arrays]] = {}
         self.sent: dict[str, Arrays] = {}  # adapters by message id, until they are answered
         self.traffic: dict[str, int] = {}  # bytes of arrays, the most of any client in this round
 
@@ -33,24 +43,33 @@ class Wire:
         return getattr(self.grid, name)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        messages = list(messages)
-        keys = [id(message.content) for message in messages]  # many messages share one content
-        contents = {id(m.content): m.content for m in messages if has_arrays(m)}
-        adapters = {key: to_numpy(content["arrays"]) for key, content in contents.items()}
-        encoded = {key: self.encoded(contents[key], adapters[key]) for key in contents}
-        for message, key in zip(messages, keys, strict=True):
-            message.content = encoded.get(key, message.content)
+        messages, adapters = list(messages), []
+        for message in messages:
+            adapter = {}
+            if has_arrays(message):
+                message.content, adapter = self.encoded(message.content)
+            adapters.append(adapter)
         ids = list(self.grid.push_messages(messages))
-        for message, key in zip(messages, keys, strict=True):
-            if key in adapters:
-                self.sent[message.metadata.message_id] = adapters[key]
+        for message, adapter in zip(messages, adapters, strict=True):
+            if adapter:
+                self.sent[message.metadata.message_id] = adapter
         return ids
 
-    def encoded(self, content: RecordDict, adapter: Arrays) -> RecordDict:
-        """Return the content of a message with its adapter as it is to travel."""
-        arrays = encode(adapter, self.dtype)
-        self.traffic["down_bytes"] = size(arrays)
-        return RecordDict(dict(content) | {"arrays": arrays})
+    def encoded(self, content: RecordDict) -> tuple[RecordDict, Arrays]:
+        """Return what a message holds as it is to travel, and its adapter; many share one."""
+        if id(content) not in self.encodings:
+            adapter, config = to_numpy(content["arrays"]), dict(content["config"])
+            if self.dtype in LEVELS:
+                change = {name: value - self.first[name] for name, value in adapter.items()}
+                left_out = self.run.memory.get("left out", {})
+                arrays, self.run.memory["left out"] = rounded(change, left_out, self.dtype)
+                config["run"] = self.run.name
+            else:
+                arrays = encode(adapter, self.dtype)
+            self.traffic["down_bytes"] = size(arrays)
+            small = dict(content) | {"arrays": arrays, "config": ConfigRecord(config)}
+            self.encodings[id(content)] = content, RecordDict(small), adapter
+        return self.encodings[id(content)][1:]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         replies = list(self.grid.pull_messages(message_ids))
@@ -69,7 +88,7 @@ class Wire:
             adapter = {}
         for name, value in sent.items():
             if name in adapter and adapter[name].shape == value.shape:
-                adapter[name] += value
+                adapter[name] = adapter[name] + value
         return to_record(adapter)
 
     def remarks(self, server_round: int, clients: list[dict[str, Any]]) -> dict[str, Any]:
@@ -77,8 +96,8 @@ class Wire:
         if self.traffic:
             log(INFO, "A client gets %(down_bytes)d bytes and sends %(up_bytes)d", self.traffic)
         traffic = dict(self.traffic)
-        self.traffic.clear()
-        self.sent.clear()
+        for kept in (self.traffic, self.sent, self.encodings):
+            kept.clear()
         return {"traffic": traffic, "clients": clients}
 
 
@@ -92,26 +111,35 @@ def has_arrays(message: Message) -> bool:
     )
 
 
-def encode(arrays: Arrays, dtype: str) -> ArrayRecord:
-    """Return float32 arrays in the dtype in which they travel, rounded to the nearest."""
-    record = ArrayRecord()
-    for name, array in arrays.items():
-        tensor = torch.from_numpy(array).to(DTYPES[dtype])
-        bits = tensor.view(torch.uint16) if dtype == "bfloat16" else tensor
-        record[name] = Array(bits.numpy())
-    return record
+def received(config: Config, arrays: ArrayRecord) -> Arrays:
+    """Return the adapter that the server means by what a client has received."""
+    from flowertune_llm import models  # only here: a server that does not test needs no model
+
+    adapter = decode(arrays)
+    if config.transport_dtype in LEVELS:
+        first = models.first_values(models.load_model(config), config.seed)
+        adapter = {name: first[name] + value for name, value in adapter.items()}
+    return adapter
 
 
-def decode(record: ArrayRecord) -> Arrays:
-    """Return arrays in float32, whichever dtype they travelled in."""
-    arrays = {}
-    for name, array in record.items():
-        tensor = torch.from_numpy(array.numpy())
-        tensor = tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
-        arrays[name] = tensor.to(torch.float32).numpy()
+def to_send(
+    config: Config, change: Arrays, round_config: ConfigRecord, partition: int
+) -> ArrayRecord:
+    """Return a client's change as it is to travel."""
+    if config.transport_dtype not in LEVELS:
+        return encode(change, config.transport_dtype)
+    kept = LeftOut(folder_of(config.client_dir, str(round_config["run"]), partition))
+    server_round = int(round_config["server-round"])
+    arrays, left_out = rounded(change, kept.before(server_round), config.transport_dtype)
+    kept.keep(server_round, left_out)
     return arrays
 
 
-def size(record: ArrayRecord) -> int:
-    """Return the bytes of all arrays, without Flower's framing."""
-    return sum(len(array.data) for array in record.values())
+def have_forgotten(clients: Clients, run: Run) -> None:
+    """Have the clients that are still there delete what they keep for a run that has ended."""
+    content = RecordDict({"config": ConfigRecord({"run": run.name})})
+    there = set(clients.grid.get_node_ids()) & clients.partitions.keys()
+    clients.send([Message(content, node, "query.forget") for node in there])
+    with suppress(CommonFault):  # the model is safe
+        for _ in clients.receive(run.config.round_timeout):
+            pass

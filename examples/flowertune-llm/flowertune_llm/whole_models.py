@@ -108,7 +108,7 @@ def train_to_disk(
     import safetensors.torch
     import torch
 
-    from flowertune_llm import models, training, transport
+    from flowertune_llm import encoding, models, training
 
     config = Config.from_run_config(context.run_config)
     place = (
@@ -122,9 +122,9 @@ def train_to_disk(
         model.save_pretrained(folder)
         models.load_tokenizer(config).save_pretrained(folder)
         return report
-    received = transport.decode(message.content["arrays"])
+    received = encoding.decode(message.content["arrays"])
     change, report = training.train_adapter(config, received, *place)
-    dtype = transport.DTYPES[config.transport_dtype]
+    dtype = encoding.FLOATS[config.transport_dtype]
     tensors = {name: torch.from_numpy(value).to(dtype) for name, value in change.items()}
     safetensors.torch.save_file(tensors, folder / "model.safetensors")
     return report

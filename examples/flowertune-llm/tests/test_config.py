@@ -22,7 +22,7 @@ def test_defaults_are_complete(run_config):
         ("model.quantization", 3, "one of 0, 4, 8"),
         ("model.dtype", "int8", "one of auto, float32, bfloat16, float16"),
         ("strategy.fraction-train", 0.0, r"a number in \(0, 1\]"),
-        ("strategy.transport-dtype", "float8", "one of float32, bfloat16, float16"),
+        ("strategy.transport-dtype", "float8", "one of float32, bfloat16, float16, int8, int4"),
         ("num-server-rounds", 1.5, r"a number of at least 1 \(whole number\)"),
     ],
 )

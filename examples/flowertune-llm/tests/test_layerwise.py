@@ -12,6 +12,7 @@ import pytest
 import torch
 from flowertune_llm import server_app, whole_models
 from flowertune_llm.config import Config
+from flowertune_llm.encoding import FLOATS
 from flowertune_llm.kit.flower import RunFailed
 from flowertune_llm.kit.testing import (
     APP,
@@ -34,7 +35,6 @@ from flowertune_llm.layerwise.shards import (
     Writer,
     plan,
 )
-from flowertune_llm.transport import DTYPES
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg, FedMedian
 from safetensors.torch import load_file, save_file
@@ -106,15 +106,15 @@ def assert_mean(result: Path, folders: list[Path], dtype: torch.dtype) -> None:
         )
 
 
-@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("name", FLOATS)
 def test_slices_make_the_mean_of_all_models(name, tmp_path, told):
-    folders = save_models(tmp_path, DTYPES[name])
+    folders = save_models(tmp_path, FLOATS[name])
     [_, entry] = in_process(tmp_path, 3, **settings(tmp_path))
     result = only_run(tmp_path) / "model_1"
     assert len(list(result.glob("model-*-of-*.safetensors"))) > 1
-    assert_mean(result, folders, DTYPES[name])
+    assert_mean(result, folders, FLOATS[name])
     model = AutoModelForCausalLM.from_pretrained(result)
-    assert model.dtype == DTYPES[name]
+    assert model.dtype == FLOATS[name]
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert entry["traffic"]["up_bytes"] == sum(v.nbytes for v in tensors(folders[0]).values())
     assert "Nothing is trained: one round" in told.text
@@ -374,7 +374,7 @@ def test_last_client_s_own_model_is_not_the_result(tmp_path, monkeypatch, told):
 def test_trained_models_are_averaged_over_rounds(little, tmp_path):
     """The whole small Llama is trained, and sent to the clients again; they keep nothing."""
     little |= {"model.lora.peft-lora-r": 0, "num-server-rounds": 2, "strategy.fraction-train": 1.0}
-    little |= {"aggregation.client-dir": str(tmp_path / "clients")}
+    little |= {"client-dir": str(tmp_path / "clients")}
     history = in_process(tmp_path, 2, **little)
     losses = [e["evaluate_metrics_serverapp"].get("loss") for e in history]
     assert losses[2] < losses[0]
@@ -392,7 +392,7 @@ def test_small_steps_of_a_whole_model_are_not_rounded_away(dtype, small, small_m
     small |= {"train.evaluate-every-round": 0, "train.seq-length": 64}
     model = whole_models.load(Config.from_run_config(small), small_model)
     assert model(torch.tensor([[1, 2]])).logits.dtype == getattr(torch, dtype)
-    small |= {"aggregation.client-dir": str(tmp_path / "clients")}
+    small |= {"client-dir": str(tmp_path / "clients")}
     in_process(tmp_path, 2, **small | {"output-dir": str(tmp_path / "outputs")})
     before, after = tensors(small_model), tensors(only_run(tmp_path) / "model_1")
     assert {value.dtype for value in after.values()} == {torch.float32}

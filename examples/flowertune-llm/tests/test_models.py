@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from flowertune_llm import models, task, transport, whole_models
+from flowertune_llm import models, task, whole_models
 from flowertune_llm.config import Config
 from flowertune_llm.dataset import load_partition, load_test
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
@@ -188,17 +188,6 @@ def test_gradient_checkpointing_changes_no_loss(small):
         models.set_adapter(model, models.initial_adapter(config))
         losses.append(task.train(model, load_partition(config, 0, 20), config, 0.01, 1))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-
-
-def test_sixteen_bits_halve_the_bytes(small):
-    adapter = models.initial_adapter(Config.from_run_config(small))
-    full = transport.encode(adapter, "float32")
-    assert all((transport.decode(full)[name] == adapter[name]).all() for name in adapter)
-    for dtype, error in (("bfloat16", 2**-8), ("float16", 2**-11)):
-        half = transport.encode(adapter, dtype)
-        assert transport.size(half) == pytest.approx(transport.size(full) / 2, rel=0.05)
-        for name, value in transport.decode(half).items():
-            np.testing.assert_allclose(value, adapter[name], rtol=error, atol=1e-7)
 
 
 def broken_tokenizer(small_model: Path, folder: Path, **values: object) -> Path:

@@ -122,6 +122,14 @@ def adapter(folder: Path, server_round: int) -> dict[str, np.ndarray]:
     return safetensors.numpy.load_file(path)
 
 
+def interrupted_in_round_two(folder: Path, nodes: int, settings: dict) -> list[dict]:
+    """Run the app until the second of two clients is to train in round 2; resume to the end."""
+    with pytest.raises(KeyboardInterrupt):
+        in_process(folder, nodes, stop_at(nodes + 4), **settings)
+    assert len(results(folder)) == 2
+    return in_process(folder, nodes, **settings, resume_from=str(only_run(folder)))
+
+
 STRATEGIES = {
     "FedAvg": server_app.FedAvg,
     "FedAdam": partial(FedAdam, eta=0.001, beta_1=0.9, beta_2=0.99),
@@ -133,18 +141,28 @@ STRATEGIES = {
     "name", ["FedAvg", "FedAdam", pytest.param("FedMedian", marks=pytest.mark.thorough)]
 )
 def test_interrupted_and_resumed_gives_the_same_results(name, brief, tmp_path, monkeypatch):
-    """All are asked who they are, then two train in each round; the second of round 2 stops."""
     monkeypatch.setattr(server_app, "FedAvg", STRATEGIES[name])
     whole = in_process(tmp_path / "whole", NODES, **brief)
     assert loss(whole[3]) < loss(whole[0])
-    part = tmp_path / "part"
-    with pytest.raises(KeyboardInterrupt):
-        in_process(part, NODES, stop_at(NODES + 4), **brief)
-    assert len(results(part)) == 2
-    folder = str(only_run(part))
-    assert in_process(part, NODES, **brief, resume_from=folder) == whole
-    one, other = adapter(tmp_path / "whole", 3), adapter(part, 3)
+    assert interrupted_in_round_two(tmp_path / "part", NODES, brief) == whole
+    one, other = adapter(tmp_path / "whole", 3), adapter(tmp_path / "part", 3)
     assert all((one[name] == other[name]).all() for name in one)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("int8", 8.25), ("int4", 4.25)])
+def test_few_bits_learn_and_resume(dtype, bits, brief, tmp_path):
+    """What rounding left out, at both ends, and the outer momentum are there after a resume."""
+    brief |= {"strategy.fraction-train": 1.0, "client-dir": str(tmp_path / "clients")}
+    brief |= {"strategy.outer-learning-rate": 0.7, "strategy.outer-momentum": 0.5}
+    full = in_process(tmp_path / "full", 2, **brief | {"strategy.transport-dtype": "float32"})
+    brief["strategy.transport-dtype"] = dtype
+    whole = in_process(tmp_path / "whole", 2, **brief)
+    assert loss(whole[3]) - loss(full[3]) < 0.01 * (loss(full[0]) - loss(full[3]))
+    for way in ("down_bytes", "up_bytes"):
+        few = full[1]["traffic"][way] * bits / 32
+        assert whole[1]["traffic"][way] == pytest.approx(few, rel=0.05)  # NumPy's headers
+    assert interrupted_in_round_two(tmp_path / "part", 2, brief) == whole
+    assert not list(tmp_path.glob("clients/**/*.safetensors"))
 
 
 def test_run_goes_on_where_another_dtype_is_fast(brief, tmp_path):

@@ -15,10 +15,11 @@ from gpu_scaling.config import Config
 from gpu_scaling.dataset import Source
 from gpu_scaling.executors import make  # executors
 from gpu_scaling.kit.flower import identify, partition_id
+from gpu_scaling.kit.population import play
 from gpu_scaling.kit.replies import to_numpy, to_record
 from gpu_scaling.kit.seeds import derive_seed
 
-app = ClientApp()
+app = ClientApp(mods=[play])
 app.query()(identify)
 
 

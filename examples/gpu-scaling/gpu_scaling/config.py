@@ -27,9 +27,12 @@ class Config(Settings):
     step_timeout: float = positive(may_change=True)  # executors
     threads: int = at_least(1)
     test_split: str = split_or_share()
-    partitioning: str = one_of("iid", "dirichlet")
+    partitioning: str = one_of("iid", "dirichlet", "natural")
     dirichlet_alpha: float = positive()
     min_partition_size: int = at_least(1)
+    client_column: str = anything("a column of the training data, or empty")
+    population: int = at_least(0)
+    examples_per_client: int = at_least(0)
     cache_dir: str = anything("a folder, or empty", may_change=True)
     min_clients: int = at_least(1, may_change=True)
     clients_to_train: int = at_least(1)
@@ -40,6 +43,30 @@ class Config(Settings):
     learning_rate: float = positive()
     momentum: float = fraction(zero=True, one=False)
     server_momentum: float = fraction(zero=True, one=False)
+
+    def __post_init__(self) -> None:
+        """Check what belongs together.
+
+        Raises:
+            ValueError: names the keys.
+        """
+        for key in ("clients_to_train", "clients_to_evaluate", "min_replies"):
+            if 0 < self.population < (count := getattr(self, key)):
+                raise ValueError(
+                    f"run config: {self.key_of(key)} = {count} is more than population = "
+                    f"{self.population}; draw fewer, or set population = 0: a client for each node"
+                )
+        if (self.partitioning == "natural") != bool(self.client_column):
+            raise ValueError(
+                f"run config: partitioning = '{self.partitioning}' and client-column = "
+                f"'{self.client_column}': 'natural' needs the column that says whose each row is, "
+                "and only that"
+            )
+        if self.examples_per_client and self.partitioning == "natural":
+            raise ValueError(
+                f"run config: examples-per-client = {self.examples_per_client}: with partitioning "
+                "= 'natural' clients have the examples that are theirs; set it to 0"
+            )
 
     def source(self, num_partitions: int = 0) -> Source:
         """Return the data that the settings name, in as many parts as there are clients."""
@@ -52,6 +79,8 @@ class Config(Settings):
             self.seed,
             self.cache_dir,
             self.test_split,
+            self.client_column,
+            self.examples_per_client,
         )
 
     @property

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from filelock import FileLock
 
+from gpu_scaling import shares
 from gpu_scaling.executors import Spawn  # executors
 
 IMAGE_SIZE, CHANNELS = 32, 3
@@ -39,10 +40,12 @@ class Source:
     Args:
         dataset: a Hub name, a local folder, or "digits".
         num_partitions: 0 where nobody asks for a part.
-        partitioning: "iid" or "dirichlet", of the training data; test data is always IID.
+        partitioning: "iid", "dirichlet" or "natural", of the training data; test data is IID.
         cache_dir: where the files go; empty for DEFAULT_FOLDER.
         test_split: the name of the split to test on, or the share of the training split that is
             held out for it, "20%".
+        client_column: of the training data, says whose each row is, for "natural".
+        examples_per_client: how many each client draws for itself, by its seed; 0 divides the data.
     """
 
     dataset: str
@@ -53,6 +56,8 @@ class Source:
     seed: int
     cache_dir: str = ""
     test_split: str = "test"
+    client_column: str = ""
+    examples_per_client: int = 0
 
     def prepare(self) -> "Source":
         """Write the files that are not there yet; other processes wait for the first.
@@ -71,6 +76,12 @@ class Source:
                     # What it imports and decodes ends with a process of its own.
                     run = partial(Spawn().run, write)  # executors
                     run(self, make, folder)
+        images = len(read(self.images, "train-labels"))
+        if self.examples_per_client > images:
+            raise RuntimeError(
+                f"examples-per-client = {self.examples_per_client}: there are {images} images to "
+                "train on; draw fewer"
+            )
         return self
 
     @cached_property
@@ -78,15 +89,22 @@ class Source:
         """The folder of pixels and labels; once known, it travels to other processes."""
         root = Path(self.cache_dir or DEFAULT_FOLDER).expanduser().resolve()
         files = changes(Path(self.dataset).expanduser())
-        return root / digest(self.dataset, self.test_split, files, code())
+        return root / digest(self.dataset, self.test_split, self.client_column, files, code())
 
     @cached_property
     def rows(self) -> Path:
         """The folder of which rows are whose."""
         settings = asdict(self) | {"dataset": "", "cache_dir": ""}
-        if self.partitioning == "iid":
+        if self.partitioning != "dirichlet":
             settings |= {"dirichlet_alpha": 0.0, "min_partition_size": 0}
+        if self.drawn:
+            return self.images / "by-class"
         return self.images / f"{self.partitioning}-{self.num_partitions}-{digest(settings)}"
+
+    @property
+    def drawn(self) -> bool:
+        """Tell whether each client draws its own examples, and shares them with others."""
+        return self.examples_per_client > 0
 
     @property
     def num_classes(self) -> int:
@@ -103,7 +121,13 @@ class Source:
         if partition is None:
             return Examples(images, labels)
         rows, ends = (read(self.rows, f"{split}-{what}") for what in ("rows", "ends"))
-        own = rows[ends[partition - 1] if partition else 0 : ends[partition]]
+        if self.drawn:
+            alpha = self.dirichlet_alpha * (split == "train" and self.partitioning == "dirichlet")
+            seed = (self.seed, SPLITS.index(split), partition)
+            count = min(self.examples_per_client, len(rows))  # there may be fewer to test on
+            own = shares.drawn((rows, ends), count, alpha, seed)
+        else:
+            own = rows[ends[partition - 1] if partition else 0 : ends[partition]]
         return Examples(images[own], labels[own])
 
 
@@ -119,7 +143,14 @@ def digest(*values: object) -> str:
 def code() -> list[str]:
     """Return what decides, beside the files of a dataset, which pixels they give."""
     package = Path(__file__).parent
-    names = ("dataset.py", "decoding.py", "kit/images.py", "kit/pixels.py", "kit/partitions.py")
+    names = (
+        "dataset.py",
+        "decoding.py",
+        "shares.py",
+        "kit/images.py",
+        "kit/pixels.py",
+        "kit/partitions.py",
+    )
     libraries = ("datasets", "flwr-datasets", "numpy", "pillow")
     return [*((package / name).read_text() for name in names), *map(version, libraries)]
 

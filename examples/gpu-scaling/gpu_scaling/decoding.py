@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
+from gpu_scaling import shares
 from gpu_scaling.dataset import CHANNELS, IMAGE_SIZE, SPLITS, Source
 from gpu_scaling.kit import images
 from gpu_scaling.kit.partitions import Parts
@@ -21,7 +22,8 @@ def decode(source: Source, folder: Path) -> None:
     """
     how = (IMAGE_SIZE, CHANNELS, source.test_split)
     for split in SPLITS:
-        data = images.load_pixels(source.dataset, split, *how)
+        owner = source.client_column if split == "train" else ""
+        data = images.load_pixels(source.dataset, split, *how, owner)
         shape = (len(data), CHANNELS, IMAGE_SIZE, IMAGE_SIZE)
         path = folder / f"{split}-images.npy"
         pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
@@ -32,15 +34,19 @@ def decode(source: Source, folder: Path) -> None:
             pixels[rows], labels[rows] = images.to_arrays(part, IMAGE_SIZE, CHANNELS)
         pixels.flush()
         np.save(folder / f"{split}-labels.npy", labels)
+        if owner:
+            values = data.with_format("arrow")[:]["owner"].to_pylist()
+            np.save(folder / f"{split}-owners.npy", np.unique(values, return_inverse=True)[1])
     (folder / "classes.json").write_text(json.dumps(data.features["label"].num_classes))
     (folder / "remarks.json").write_text(json.dumps(images.remarks(source.dataset, *how)))
 
 
 def split(source: Source, folder: Path) -> None:
-    """Write, for each split, all rows in the order of partitions, and where each partition ends.
+    """Write, for each split, all rows in the order of clients, and where each client's end.
 
-    The test data is split evenly and at random, the training data too or, with "dirichlet", so
-    that class shares differ from client to client.
+    The test data is split evenly and at random; the training data too, or so that class shares
+    differ from client to client ("dirichlet"), or by a column ("natural"). Where clients draw their
+    own examples, the rows are in the order of classes.
 
     Source: Yurochkin et al. 2019, https://arxiv.org/abs/1905.12022
 
@@ -48,20 +54,33 @@ def split(source: Source, folder: Path) -> None:
         RuntimeError: a client would get nothing, or too little.
     """
     for name in SPLITS:
-        labels = np.load(source.images / f"{name}-labels.npy")
-        data = Dataset.from_dict({"row": np.arange(len(labels)), "label": labels})
-        parts = Parts(
-            data,
-            source.num_partitions,
-            source.partitioning if name == "train" else "iid",
-            source.seed,
-            source.dirichlet_alpha,
-            source.min_partition_size,
-            name,
-        )
-        clients = [rows(parts.load(partition)) for partition in range(source.num_partitions)]
-        np.save(folder / f"{name}-rows.npy", np.concatenate(clients))
-        np.save(folder / f"{name}-ends.npy", np.cumsum([len(client) for client in clients]))
+        rows, ends = shares_of(source, name)
+        np.save(folder / f"{name}-rows.npy", rows)
+        np.save(folder / f"{name}-ends.npy", ends)
+
+
+def shares_of(source: Source, name: str) -> shares.Shares:
+    labels = np.load(source.images / f"{name}-labels.npy")
+    clients = source.num_partitions
+    partitioning = source.partitioning if name == "train" else "iid"
+    if source.drawn:
+        return shares.by_value(labels, len(np.unique(labels)))
+    if partitioning == "natural":
+        owners = np.load(source.images / f"{name}-owners.npy")
+        if (known := len(np.unique(owners))) < clients:
+            raise RuntimeError(
+                f"client-column = '{source.client_column}': {known} values are too few for "
+                f"{clients} clients; have {known} at most"
+            )
+        return shares.by_value(owners, clients)
+    data = Dataset.from_dict({"row": np.arange(len(labels)), "label": labels})
+    how = (source.seed, source.dirichlet_alpha, source.min_partition_size, name)
+    parts = Parts(data, clients, partitioning, *how)
+    parts.check()
+    if partitioning == "iid":
+        return shares.evenly(rows(data.shuffle(seed=source.seed)), clients)
+    each_clients = [rows(parts.load(partition)) for partition in range(clients)]
+    return np.concatenate(each_clients), np.cumsum([len(own) for own in each_clients])
 
 
 def rows(partition: Dataset) -> np.ndarray:

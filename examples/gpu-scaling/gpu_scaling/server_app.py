@@ -25,9 +25,12 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     config = Config.from_run_config(context.run_config)
     run = Run(config, context.run_config)
-    source = config.source().prepare()  # before anything is written
+    source = config.source(config.population).prepare()  # before anything is written
     for remark in source.remarks:
         log(WARNING, "%s", remark)
+    if source.drawn:
+        text = "Each client draws %d examples by its own seed: clients share them"
+        log(INFO, text, config.examples_per_client)
     perform = steps.here
     executor = make(config, context.run_id, owner=os.getpid())  # executors
     perform = executor.run  # executors
@@ -50,6 +53,7 @@ def main(grid: Grid, context: Context) -> None:
         {"min-clients": config.min_clients},
         at_once=config.messages_at_once,
         check=lambda num_partitions: config.source(num_partitions).prepare(),
+        population=config.population,
     )
     draw = Draw(
         config.clients_to_train, config.clients_to_evaluate, config.min_replies, config.seed

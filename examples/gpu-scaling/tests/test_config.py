@@ -19,10 +19,27 @@ def test_defaults_are_complete(run_config):
         ("workers", -1, "a number of at least 0"),
         ("memory-share", 0.0, r"a number in \(0, 1\]"),
         ("recycle-after", 0, "a number of at least 1"),
-        ("partitioning", "same", "one of iid, dirichlet"),
+        ("partitioning", "same", "one of iid, dirichlet, natural"),
         ("clients-to-train", "all", r"a number of at least 1 \(whole number\)"),
     ],
 )
 def test_bad_value_is_refused_by_name(run_config, key, value, allowed):
     with pytest.raises(ValueError, match=rf"{key} = {value!r} is not valid; allowed: {allowed}"):
         Config.from_run_config(run_config | {key: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"population": 10}, "clients-to-train = 20 is more than population = 10; draw fewer"),
+        ({"partitioning": "natural"}, "'natural' needs the column that says whose each row is"),
+        ({"client-column": "writer"}, "partitioning = 'iid' and client-column = 'writer'"),
+        (
+            {"partitioning": "natural", "client-column": "writer", "examples-per-client": 5},
+            "examples-per-client = 5: with partitioning = 'natural' clients have the examples",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(run_config, changes, told):
+    with pytest.raises(ValueError, match=told):
+        Config.from_run_config(run_config | changes)

@@ -69,6 +69,7 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
 def test_run_leaves_what_the_readme_says_and_no_process(finished):
     folder, log = finished
     path = only_run(folder)
+    assert "Asking 4 nodes for their partition" in log  # of 100
     assert re.search(r"Pool: \d+ workers?, each takes up to \d+ MiB of", log)
     history = results(folder)
     assert [len(entry["clients"]) >= 20 for entry in history] == [False] + [True] * 10
@@ -118,6 +119,25 @@ def test_executors_waves_and_interruptions_change_no_result(tmp_path):
         in_process(tmp_path / "stopped", 9, stop_at(20), **inline)
     folder = str(only_run(tmp_path / "stopped"))
     assert in_process(tmp_path / "stopped", 9, **inline, resume_from=folder) == whole
+
+
+def test_population_gives_the_results_of_as_many_nodes(tmp_path):
+    """Two nodes play nine clients; then ten of a million, which draw their own examples."""
+    inline = SMALL | {"executor": "inline"}
+    nodes = in_process(tmp_path / "nodes", 9, **inline)
+    assert in_process(tmp_path / "played", 2, **inline, population=9) == nodes
+    million = {"population": 1_000_000, "examples_per_client": 20, "partitioning": "dirichlet"}
+    history = in_process(tmp_path / "million", 2, **inline, **million)
+    assert len({client["partition"] for entry in history for client in entry["clients"]}) == 18
+    losses = [entry["evaluate_metrics_serverapp"]["loss"] for entry in history]
+    assert losses[2] < losses[0]
+
+
+def test_a_population_that_cannot_be_is_refused_before_anything_is_written(tmp_path):
+    settings = SMALL | {"executor": "inline", "population": 1000}
+    with pytest.raises(RunFailed, match="360 test images are too few for 1000 clients"):
+        in_process(tmp_path, 2, **settings)
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_a_round_waits_for_min_clients(tmp_path):

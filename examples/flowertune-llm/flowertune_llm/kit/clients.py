@@ -4,7 +4,7 @@
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from logging import INFO, WARNING
 from typing import Any
@@ -15,11 +15,13 @@ from flwr.common import log
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from .flower import is_simulated
+from .flower import is_simulated, registered
+from .population import ByNode, Everyone, Players
 from .processes import cores
 from .replies import cause
 from .settings import Settings
 
+SHUFFLED = 10_000  # clients; of more, those drawn are found without shuffling all
 SETTLED = 3.0  # seconds after which a simulation has all its nodes
 TELL_EVERY = 60.0  # seconds between two lines on what is waited for
 # The first messages of a kind, before the others: what all clients get wrong shows in a few.
@@ -51,14 +53,17 @@ class Draw:
     at_least: int
     seed: int
 
-    def __call__(self, partitions: list[int], server_round: int, kind: str) -> list[int]:
+    def __call__(self, partitions: Collection[int], server_round: int, kind: str) -> list[int]:
         """Return the partitions of a phase, sorted; `kind` is one of Flower's message types."""
         size = self.train if kind == MessageType.TRAIN else self.evaluate
         if not size:
             return []
         count = int(len(partitions) * size) if isinstance(size, float) else size
-        order = self.generator(server_round, kind).permutation(partitions)
-        return sorted(order[: max(count, self.at_least)].tolist())
+        count = min(max(count, self.at_least), len(partitions))
+        generator = self.generator(server_round, kind)
+        if isinstance(partitions, Everyone) and len(partitions) > SHUFFLED:
+            return sorted(generator.choice(len(partitions), count, replace=False).tolist())
+        return sorted(generator.permutation(sorted(partitions))[:count].tolist())
 
     def generator(self, server_round: int, kind: str) -> np.random.Generator:
         return np.random.default_rng((self.seed, server_round, kind == MessageType.TRAIN))
@@ -74,6 +79,8 @@ class Clients:
         at_once: how many messages may be unanswered; 0 for no limit.
         check: called once with the number of partitions, when nodes have told it; raises what
             is wrong with that number.
+        population: how many clients there are, played by whichever nodes there are; 0: each node
+            is a client.
     """
 
     def __init__(
@@ -83,10 +90,16 @@ class Clients:
         needed: Mapping[str, int] | None = None,
         at_once: int = 0,
         check: Callable[[int], None] | None = None,
+        population: int = 0,
     ) -> None:
         self.grid, self.config, self.at_once, self.check = grid, config, at_once, check
         self.needed = dict(needed or {}) | {config.key_of("min_replies"): config.min_replies}
-        self.partitions: dict[int, int] = {}  # by node id, which Flower draws anew in each run
+        self.population = population
+        # By node id, which Flower draws anew in each run.
+        self.partitions: dict[int, int] | ByNode = {}
+        if population:
+            self.grid, self.needed = Players(grid, population), dict(needed or {})
+            self.partitions = ByNode(population)
         self.num_partitions = 0  # of the data, as the nodes know it
         self.awaited: list[int] = []  # node ids of the last messages, of those to be sent yet, too
         self.asked: dict[str, int] = {}  # node ids by message id, of the last messages
@@ -95,23 +108,26 @@ class Clients:
         self.works: set[str] = set()  # kinds of messages that a client has answered well
         self.faults: list[str] = []  # of the app, among the last messages' replies
 
-    def connected(self) -> dict[int, int]:
+    def connected(self) -> Mapping[int, int]:
         """Return node ids by partition, asking new nodes which partition they hold.
+
+        In a simulation partitions are given to nodes as these are registered, so that a few are
+        enough to ask.
 
         Raises:
             TooFewReplies: too few nodes are connected in time, or can say what they hold.
         """
         node_ids = self.wait_for_nodes()
+        if self.population:
+            return self.everyone(node_ids)
         new = [node_id for node_id in node_ids if node_id not in self.partitions]
-        if new:
-            log(INFO, "Asking %d nodes for their partition; their workers may yet start", len(new))
-        problem = ""
-        self.send(Message(RecordDict(), node_id, MessageType.QUERY) for node_id in new)
-        for reply in self.receive(self.config.round_timeout):
-            node_id = self.asked[reply.metadata.reply_to_message_id]
-            if found := self.identify(node_id, reply):
-                log(WARNING, "Node %d left out: %s", node_id, found)
-                problem = problem or found
+        order = registered(self.grid) if len(new) > FEW else {}
+        few = new[:: -(-len(new) // FEW)] if order else new
+        problem = self.ask_who_they_are(few)
+        if all(self.partitions.get(node_id, -1) == order.get(node_id) for node_id in few):
+            self.partitions |= {node_id: order[node_id] for node_id in new}
+        elif order:
+            problem = self.ask_who_they_are([node_id for node_id in new if node_id not in few])
         known = [node_id for node_id in node_ids if node_id in self.partitions]
         nodes = {self.partitions[node_id]: node_id for node_id in known}
         if len(nodes) < self.config.min_replies:
@@ -124,6 +140,27 @@ class Clients:
             counts = (len(known), len(nodes))
             log(WARNING, "%d nodes hold only %d partitions: some are idle", *counts)
         return nodes
+
+    def ask_who_they_are(self, new: list[int]) -> str:
+        """Have nodes say which partition they hold; return what is wrong with one of them."""
+        if new:
+            log(INFO, "Asking %d nodes for their partition; their workers may yet start", len(new))
+        problem = ""
+        self.send(Message(RecordDict(), node_id, MessageType.QUERY) for node_id in new)
+        for reply in self.receive(self.config.round_timeout):
+            node_id = self.asked[reply.metadata.reply_to_message_id]
+            if found := self.identify(node_id, reply):
+                log(WARNING, "Node %d left out: %s", node_id, found)
+                problem = problem or found
+        return problem
+
+    def everyone(self, node_ids: list[int]) -> Everyone:
+        """Return all clients of the population; nobody is asked for them."""
+        self.grid.nodes = sorted(node_ids)
+        if self.check and not self.num_partitions:
+            self.check(self.population)
+        self.num_partitions = self.population
+        return Everyone(self.population)
 
     def identify(self, node_id: int, reply: Message) -> str:
         """Note which partition a node holds, and of how many; or say what is wrong."""
@@ -145,7 +182,7 @@ class Clients:
         Raises:
             TooFewReplies: they are not, in time; in a simulation, no more will come.
         """
-        timeout, needed = self.config.round_timeout, max(self.needed.values())
+        timeout, needed = self.config.round_timeout, max(self.needed.values(), default=1)
         began = changed = time.monotonic()
         told, count, node_ids = began - TELL_EVERY + 1, 0, list(self.grid.get_node_ids())
         keys = ", ".join(f"{key} = {number}" for key, number in self.needed.items())

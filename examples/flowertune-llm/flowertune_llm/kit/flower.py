@@ -63,6 +63,14 @@ def is_simulated(grid: Grid) -> bool:
     return hasattr(grid, "state") or hasattr(grid, "nodes")  # Flower's in memory, the kit's own
 
 
+def registered(grid: Grid) -> dict[int, int]:
+    """Return the order in which a simulation's nodes were registered; nothing where none is."""
+    state = getattr(grid, "state", None)
+    if not hasattr(state, "get_node_info"):
+        return {}
+    return {info.node_id: place for place, info in enumerate(state.get_node_info())}
+
+
 def partition_id(context: Context) -> int:
     """Return the partition of the data that this node was started with.
 

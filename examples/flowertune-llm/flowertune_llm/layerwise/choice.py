@@ -7,6 +7,7 @@ from flwr.app import ArrayRecord
 from flwr.common import log
 from flwr.serverapp.strategy import FedAvg, Strategy
 
+from flowertune_llm.encoding import LEVELS
 from flowertune_llm.kit.clients import Clients
 from flowertune_llm.kit.run import Run
 from flowertune_llm.layerwise.rounds import Layers
@@ -48,6 +49,9 @@ def choose(config: LayerwiseSettings, strategy: Strategy, initial: ArrayRecord) 
     sizes = f"the adapter has {size / 2**20:.1f} MB and aggregation.slice-megabytes = "
     sizes += str(config.slice_megabytes)
     by_slices = config.aggregation_mode == "layerwise"
+    if not config.whole_model and config.transport_dtype in LEVELS:
+        reason = f'strategy.transport-dtype = "{config.transport_dtype}", and adapters travel whole'
+        return Choice(strategy, config, False, f"{name}, since {reason}")
     if not config.whole_model and not (by_slices and size > config.slice_bytes):
         reason = sizes if by_slices else mode
         return Choice(strategy, config, False, f"{name}, since {reason}")

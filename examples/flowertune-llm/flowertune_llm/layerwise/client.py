@@ -67,9 +67,3 @@ def register(app: ClientApp, settings: type[LayerwiseSettings], find: Find, trai
         data = message.content["data"]["data"].data if "data" in message.content else b""
         site(message, context).receive(message.content["piece"], data)
         return Message(RecordDict(), reply_to=message)
-
-    @app.query("forget")
-    def forget(message: Message, context: Context) -> Message:
-        """Delete what this client keeps for the run."""
-        site(message, context).forget()
-        return Message(RecordDict(), reply_to=message)

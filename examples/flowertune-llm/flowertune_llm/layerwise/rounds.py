@@ -1,6 +1,5 @@
 """Aggregation a slice at a time: neither side ever holds a model."""
 
-import hashlib
 import json
 import shutil
 from collections import Counter
@@ -16,7 +15,7 @@ from flwr.common import log
 from flwr.serverapp.strategy import FedAvg
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
-from flowertune_llm import transport
+from flowertune_llm.encoding import decode
 from flowertune_llm.kit.clients import Clients, TooFewReplies
 from flowertune_llm.kit.loop import Figures, Nodes
 from flowertune_llm.kit.replies import problems, to_record
@@ -85,12 +84,10 @@ class Layers:
     ) -> None:
         self.config, self.run, self.clients = config, run, clients
         self.strategy, self.traffic = strategy, traffic
-        unique = hashlib.sha256(str(run.folder).encode()).hexdigest()[:8]
-        self.token = "-".join([*run.folder.parts[-2:], unique])  # the same when resumed
 
     def train(self, server_round: int, nodes: Nodes) -> tuple[ArrayRecord, MetricRecord, Figures]:
         """Train a round in the strategy's place: `Loop(train=...)`."""
-        round_config = ConfigRecord({"run": self.token, "server-round": server_round})
+        round_config = ConfigRecord({"run": self.run.name, "server-round": server_round})
         self.traffic["down_bytes"] = 0
         if self.config.whole_model and server_round > 1:
             nodes = self.distribute(nodes, round_config, self.model_folder(server_round - 1))
@@ -322,7 +319,7 @@ class Layers:
                 data = bytes(arrays.pop(name).numpy().data)
                 if kept.setdefault(name, data) != data:
                     raise CannotAverage(name, dtype)
-            reply.content["arrays"] = to_record(transport.decode(arrays))
+            reply.content["arrays"] = to_record(decode(arrays))
             reply.content["metrics"] = clients[partition].ready["metrics"]
         contents = [replies[partition].content for partition in clients]
         mean = aggregate_arrayrecords(contents, self.strategy.weighted_by_key)
@@ -353,15 +350,6 @@ class Layers:
     def exchange(self, requests: Requests) -> Replies:
         config = self.config
         return exchange(self.clients.grid, requests, config.in_flight, config.round_timeout)
-
-    def forget(self) -> None:
-        """Have the clients that are still there delete what they keep for this run."""
-        if not self.config.trains:  # they have kept nothing
-            return
-        content = RecordDict({"config": ConfigRecord({"run": self.token})})
-        there = set(self.clients.grid.get_node_ids()) & self.clients.partitions.keys()
-        for _ in self.exchange([(None, Message(content, n, "query.forget")) for n in there]):
-            pass
 
     # Files
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
+from flowertune_llm.client_files import folder_of
 from flowertune_llm.layerwise import synthetic
 from flowertune_llm.layerwise.settings import LayerwiseSettings
 from flowertune_llm.layerwise.shards import Part, Source, files_beside, open_checkpoint
@@ -48,8 +49,7 @@ class Site:
         self, config: LayerwiseSettings, partition: int, asked: ConfigRecord, find: Find
     ) -> None:
         self.config, self.partition, self.find = config, partition, find
-        base = Path(config.client_dir) if config.client_dir else cache_folder()
-        self.folder = base.resolve() / Path(str(asked["run"])).name / f"partition-{partition}"
+        self.folder = folder_of(config.client_dir, str(asked["run"]), partition)
         self.trained = self.folder / f"trained-{asked.get('server-round')}"
         self.global_model = self.folder / "global"
 
@@ -114,15 +114,6 @@ class Site:
             case "end":
                 shutil.rmtree(self.global_model, ignore_errors=True)
                 partial.rename(self.global_model)
-
-    def forget(self) -> None:
-        """Delete what this client keeps for the run."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base, "flower-examples", "flowertune-llm", "clients")
 
 
 def read_parts(source: Source, asked: ConfigRecord) -> Raw:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from flowertune_llm.kit.settings import Settings, anything, at_least, one_of, true_or_false
+from flowertune_llm.kit.settings import Settings, at_least, one_of, true_or_false
 
 
 @dataclass(frozen=True)
@@ -17,15 +17,16 @@ class LayerwiseSettings(Settings):
     in_flight: int = at_least(1, "aggregation.in-flight", may_change=True)
     on_failure: str = one_of("restart", "stop", name="aggregation.on-failure", may_change=True)
     aggregation_output: str = one_of("checkpoint", "discard", name="aggregation.output")
-    client_dir: str = anything("a folder, or empty", "aggregation.client-dir", may_change=True)
 
     # The app has these keys.
+    client_dir: str
     model_name: str
     quantization: int
     dtype: str
     lora_r: int
     save_every_round: int
     training_arguments: tuple[tuple[str, Any], ...]
+    transport_dtype: str
 
     def __post_init__(self) -> None:
         """Check what belongs together.

@@ -152,8 +152,12 @@ def load_images(
 
 
 @lru_cache
-def labelled(dataset: str, split: str, size: int, channels: int) -> Dataset:
-    """Load a split of a dataset with the columns `image` and `label`; errors as above."""
+def labelled(dataset: str, split: str, size: int, channels: int, owner: str = "") -> Dataset:
+    """Load a split of a dataset with the columns `image` and `label`; errors as above.
+
+    Args:
+        owner: a column that says whose each row is, to be kept as `owner`; empty for none.
+    """
     if dataset == "digits":
         digits = load_digits(size, channels).train_test_split(test_size=0.2, seed=0)
         if split not in digits:
@@ -183,11 +187,36 @@ def labelled(dataset: str, split: str, size: int, channels: int) -> Dataset:
         )
     if not len(data):
         raise RuntimeError(f"dataset = '{dataset}': its '{split}' split has no rows")
-    data = data.select_columns([images[0], labels[0]])
-    data = data.rename_columns({images[0]: "image", labels[0]: "label"})
+    names = {images[0]: "image", labels[0]: "label"} | owners(data, dataset, split, owner)
+    data = data.select_columns(list(names)).rename_columns(names)
     data = data.cast_column("image", datasets.Image(decode=False))
     training = data if split == "train" else labelled(dataset, "train", size, channels)
     return with_classes(data, dataset, split, labels[0], training.features["label"])
+
+
+def owners(data: Dataset, dataset: str, split: str, column: str) -> dict[str, str]:
+    """Return the new name of the column that says whose each row is, if one is named.
+
+    Raises:
+        RuntimeError: there is no such column, or it has no value in some row.
+    """
+    if not column:
+        return {}
+    if column not in data.features:
+        raise RuntimeError(
+            f"dataset = '{dataset}': its '{split}' split has no column '{column}', only "
+            f"{', '.join(data.features)}"
+        )
+    values = data.select_columns(column).with_format("arrow")[:][column].to_pylist()
+    missing = [row for row, value in enumerate(values) if value is None]
+    if missing or any(isinstance(value, dict | list) for value in values[:1]):
+        problem = (
+            f"{len(missing)} rows have no '{column}' (row {missing[0]})"
+            if missing
+            else (f"its column '{column}' holds no numbers or words")
+        )
+        raise RuntimeError(f"dataset = '{dataset}': {problem} in its '{split}' split")
+    return {column: "owner"}
 
 
 def kind_name(kind: object) -> str:
@@ -257,13 +286,15 @@ def some(labels: np.ndarray, bad: np.ndarray) -> str:
 
 
 @lru_cache
-def decoded(dataset: str, split: str, size: int, channels: int) -> tuple[Dataset, list[str]]:
+def decoded(
+    dataset: str, split: str, size: int, channels: int, owner: str = ""
+) -> tuple[Dataset, list[str]]:
     """Decode a split of a dataset; return it as `load_pixels` does, and which images it lacks.
 
     Raises:
         RuntimeError: an image has another size, or too many are unreadable.
     """
-    data = labelled(dataset, split, size, channels)
+    data = labelled(dataset, split, size, channels, owner)
 
     def decode(batch: dict[str, list], rows: list[int]) -> dict[str, list]:
         pixels, problems = [], []
@@ -278,8 +309,8 @@ def decoded(dataset: str, split: str, size: int, channels: int) -> tuple[Dataset
         return {"pixels": pixels, "problem": problems}
 
     kind = datasets.List(Value("uint8"), length=channels * size**2)
-    label = data.features["label"]
-    features = Features({"pixels": kind, "label": label, "problem": Value("string")})
+    features = Features({"pixels": kind, "problem": Value("string")} | data.features)
+    del features["image"]
     data = data.map(
         decode,
         batched=True,
@@ -310,15 +341,22 @@ def cache_key(*values: object) -> str:
 
 @lru_cache
 def load_pixels(
-    dataset: str, split: str, size: int, channels: int, test_split: str = "test"
+    dataset: str,
+    split: str,
+    size: int,
+    channels: int,
+    test_split: str = "test",
+    owner: str = "",
 ) -> Dataset:
     """Return the columns `pixels`, uint8 (channels * size * size,), and `label`.
+
+    With `owner`, the name of a column, also `owner`: its values, which say whose each row is.
 
     Arguments and errors are those of `load_images`; images that cannot be read are left out.
     Images are decoded once on a machine: the result stays in the cache of `datasets`, from
     where every process maps it into memory. 60,000 images take 3 s the first time, none later.
     """
-    source, _ = decoded(dataset, source_of(split, test_split), size, channels)
+    source, _ = decoded(dataset, source_of(split, test_split), size, channels, owner)
     return part_of(source, split, test_split)
 
 

@@ -22,7 +22,7 @@ from .settings import Settings
 from .signals import safe
 from .strategies import pack, unpack
 
-FORMAT = "federated run, checkpoint 3"
+FORMAT = "federated run, checkpoint 4"
 CONFIG, RESULTS, CURVES = "config.json", "results.json", "curves.png"
 CHECKPOINT, MODEL = "checkpoint.safetensors", "model.safetensors"
 
@@ -52,6 +52,7 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.arrays: Arrays = {}  # the global model
         self.kept: dict[str, Any] = {}  # what the strategy keeps between rounds
+        self.memory: dict[str, Any] = {}  # what else of the app is to be there after a resume
         self.folder = Path()
         if config.resume_from:
             self.folder = Path(config.resume_from).resolve()
@@ -97,6 +98,7 @@ class Run:
         # In their own order: the file has another one.
         self.arrays = {name: tensors[f"arrays/{name}"] for name in state["arrays"]}
         self.kept = unpack(state["kept"], tensors)
+        self.memory = unpack(state["memory"], tensors)
         return state["config"]
 
     def check_partitions(self, count: int) -> None:
@@ -123,6 +125,7 @@ class Run:
         names = ("round", "best_round", "best_accuracy", "num_partitions", "history")
         state = {"config": self.run_config} | {name: getattr(self, name) for name in names}
         state |= {"arrays": list(self.arrays), "kept": pack(self.kept, tensors)}
+        state["memory"] = pack(self.memory, tensors)
         text = json.dumps(state)
         metadata = {"format": FORMAT, "state": text, "sha256": digest(text, tensors)}
         write_whole(self.folder / CHECKPOINT, safetensors.numpy.save(tensors, metadata))
@@ -155,6 +158,12 @@ class Run:
             draw_curves(self.history, self.folder / CURVES)
         if error is None:
             self.report()
+
+    @property
+    def name(self) -> str:
+        """The run's own, the same after a resume: clients keep files under it."""
+        unique = hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]
+        return "-".join([*self.folder.parts[-2:], unique])
 
     def safe(self) -> str:
         """Say what of the run is on disk, and how to carry on with it."""

@@ -27,24 +27,19 @@ from . import app_folder
 from .federation import (
     LEFT_OUT,
     FederationError,
-    Part,
     as_run_config,
     exit_on_signals,
-    free_addresses,
     uninterrupted,
 )
-from .processes import end_with_parent
+from .federation.addresses import LOOPBACK
+from .federation.releases import RELEASE, Newest, connection
+from .processes import end_with_parent, kill_descendants
 
 BIN = Path(sys.executable).parent
 LINUX = sys.platform == "linux"
 DEFAULT = "local-simulation"
 START_SECONDS = 300  # for the SuperLink to answer
 COMPLETED = "finished:completed"
-# No other packages than those installed, and no questions to other hosts.
-SETTINGS = {
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-}
 
 
 def read(app: Path, name: str) -> dict[str, Any]:
@@ -86,23 +81,21 @@ class OwnSuperLink:
         if (app / ".gitignore").is_file():
             shutil.copy(app / ".gitignore", self.app)
         self.home.mkdir()
-        http, control = free_addresses(2)
-        self.environment = os.environ | SETTINGS
-        self.environment |= {"FLWR_HOME": str(self.home)}
-        self.environment |= {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-        for name in ("no_proxy", "NO_PROXY"):
-            others = filter(None, [os.environ.get(name), "127.0.0.1"])
-            self.environment |= {name: ",".join(others)}
-        connection = f'[superlink]\ndefault = "own"\n[superlink.own]\naddress = "{http}"\n'
-        (self.home / "config.toml").write_text(f"{connection}insecure = true\n")
-        host, port = http.split(":")
-        self.command = ["flower-superlink", "--insecure", "--simulation", "--host", host]
-        self.command += ["--port", port, "--control-api-address", control]
+        own = {"FLWR_HOME": str(self.home), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+        for name in ("no_proxy", "NO_PROXY"):  # no proxy is between this machine and itself
+            own[name] = ",".join(filter(None, [os.environ.get(name), LOOPBACK]))
+        self.environment = os.environ | RELEASE.environment | own
+        apis = RELEASE.apis()
+        own_one = connection(apis["control"], None)
+        (self.home / "config.toml").write_text(
+            f'[superlink]\ndefault = "own"\n[superlink.own]\n{own_one}'
+        )
+        self.command = [*RELEASE.superlink(apis), "--insecure", "--simulation"]
 
     def __enter__(self) -> Self:
-        launcher, log = os.getpid(), self.home / "superlink.log"
-        with log.open("w") as file:
-            process = subprocess.Popen(
+        launcher, self.log = os.getpid(), self.home / "superlink.log"
+        with self.log.open("w") as file:
+            self.process = subprocess.Popen(
                 [BIN / self.command[0], *self.command[1:]],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -111,7 +104,6 @@ class OwnSuperLink:
                 start_new_session=True,
                 preexec_fn=(lambda: end_with_parent(launcher)) if LINUX else None,
             )
-        self.part = Part("superlink", process, log)
         try:
             self.wait()
         except BaseException:
@@ -121,7 +113,8 @@ class OwnSuperLink:
 
     def __exit__(self, *_: object) -> None:
         with uninterrupted():
-            self.part.stop()
+            kill_descendants()  # several are in a group of their own
+            self.process.wait()
 
     def wait(self) -> None:
         """Wait until it answers.
@@ -131,8 +124,8 @@ class OwnSuperLink:
         """
         deadline = time.monotonic() + START_SECONDS
         while not self.call("ls").get("success"):
-            if not self.part.running() or time.monotonic() > deadline:
-                tail = self.part.log.read_text(errors="replace").strip().splitlines()[-15:]
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                tail = self.log.read_text(errors="replace").strip().splitlines()[-15:]
                 raise FederationError("\n".join(["the SuperLink does not answer:", *tail]))
 
     def run(self, federation: Path, run_config: str) -> str:
@@ -202,7 +195,7 @@ def main() -> int:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     run_config = as_run_config(overrides)
-    if not (BIN / "flower-simulation").exists():
+    if isinstance(RELEASE, Newest):
         file = app.resolve() / "federations" / f"{arguments.federation}.toml"
         return on_own_superlink(app.resolve(), file, run_config)
     command = flower_simulation(app, federation, run_config)

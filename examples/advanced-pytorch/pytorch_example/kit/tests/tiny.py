@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import fixedclipping_mod
 from flwr.serverapp.strategy import FedAvg, Strategy
 
+from .. import population
 from ..clients import Clients, Draw
 from ..flower import identify, partition_id
 from ..in_process import InProcessGrid, make_nodes
@@ -33,6 +34,7 @@ RUN_CONFIG: dict[str, Any] = {
     "local.learning-rate": 0.5,
     "kind": "plain",
     "waves": 0,
+    "population": 0,
 }
 MODEL = {"weight": np.zeros((2, 3), np.float32), "bias": np.zeros(3, np.float32)}
 
@@ -46,11 +48,12 @@ class Config(Settings):
     learning_rate: float = positive("local.learning-rate")
     kind: str = one_of("plain", "clipped")
     waves: int = at_least(0, may_change=True)
+    population: int = at_least(0)
 
 
 def client(*mods: Any) -> ClientApp:
-    """Return the tiny app's ClientApp."""
-    app = ClientApp()
+    """Return the tiny app's ClientApp; `mods` are those of training."""
+    app = ClientApp(mods=[population.play])
     app.query()(identify)
 
     @app.train(mods=list(mods))
@@ -93,7 +96,7 @@ def play(
     grid = InProcessGrid(client_app, make_nodes(nodes, 1, RUN_CONFIG | named), 1, threads=1)
     run = Run(config, RUN_CONFIG | named)
     draw = Draw(config.fraction_train, config.fraction_evaluate, config.min_replies, config.seed)
-    clients = Clients(grid, config, at_once=config.waves)
+    clients = Clients(grid, config, at_once=config.waves, population=config.population)
 
     def test(server_round: int, arrays: Any) -> MetricRecord:
         if evaluate:
