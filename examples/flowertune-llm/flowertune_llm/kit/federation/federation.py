@@ -18,7 +18,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any, Self
 
-from ..processes import cores, end_with_parent
+from ..processes import cores, descendants, end_with_parent, running, send
 from .addresses import LOOPBACK, answers, free_addresses
 from .releases import HERE, RELEASE, connection
 
@@ -69,11 +69,18 @@ class Part:
 
 def take_down(parts: Iterable[Part]) -> None:
     """End parts, all at once; kill what does not end by itself."""
+    parts = list(parts)
+    # On the newest Flower some are not in the part's group.
+    others = {pid for part in parts for pid in descendants(part.process.pid)}
     for number in (signal.SIGTERM, signal.SIGKILL):
         parts = [part for part in parts if part.signal(number)]
+        for pid in others:
+            send(pid, number)
         deadline = time.monotonic() + STOP_SECONDS
-        while (parts := [part for part in parts if part.signal(0)]) and time.monotonic() < deadline:
+        while (parts or others) and time.monotonic() < deadline:
             time.sleep(0.1)
+            parts = [part for part in parts if part.signal(0)]
+            others = set(running(others))
 
 
 class Federation:
