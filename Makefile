@@ -41,7 +41,7 @@ test: check ## lint, then test: what CI runs
 test-all: check ## the same with the thorough tests, which take long
 	@$(PYTEST)
 
-test-latest: $(INSTALLED) ## run the examples offline on the newest flwr, beside the pinned one (EXAMPLE=)
+test-latest: $(INSTALLED) ## examples, kit and deployment on the newest flwr, beside the pinned one (EXAMPLE=)
 	@$(BIN)/python tools/newest_flower.py $(if $(filter file,$(origin EXAMPLE)),,$(EXAMPLE))
 
 check: $(INSTALLED) ## lint and check the format
@@ -67,9 +67,13 @@ results: $(INSTALLED) ## rewrite the README tables and plots from results/*.json
 	@$(BIN)/python tools/results.py
 
 lock: $(INSTALLED) ## resolve every version anew into constraints.txt
-	@$(UV) pip compile --quiet --universal --upgrade --python-version 3.11 --no-header \
+	@$(UV) pip compile --quiet --universal --upgrade --prerelease disallow --python-version 3.11 --no-header \
 		--no-annotate --no-emit-index-url --no-emit-find-links --group dev \
 		pyproject.toml $(wildcard examples/*/pyproject.toml) --all-extras --output-file constraints.txt
+
+audit: $(INSTALLED) ## ask the package registry for known vulnerabilities of what constraints.txt names
+	@$(UV) tool run --quiet pip-audit --strict --requirement constraints.txt --no-deps --disable-pip \
+		--progress-spinner off
 
 clean: ## remove the environment, caches and what runs wrote
 	rm -rf $(VENV) .newest-flower outputs examples/*/outputs .pytest_cache .ruff_cache
@@ -89,4 +93,4 @@ $(INSTALLED): pyproject.toml constraints.txt $(wildcard examples/*/pyproject.tom
 		$(foreach example,$(EXAMPLES),--editable examples/$(example)[test])
 	@touch $@
 
-.PHONY: help run federation new kit doctor test test-all test-latest check format bench plan check-gpu results lock clean install
+.PHONY: help run federation new kit doctor test test-all test-latest check format bench plan check-gpu results lock audit clean install

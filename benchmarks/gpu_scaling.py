@@ -149,6 +149,7 @@ def weigh(processes: list[psutil.Process]) -> dict[str, Any]:
             command = " ".join(process.cmdline())
         except psutil.Error:
             continue  # it has ended
+        command = command.replace("flower-supernode", "supernode.py")  # the newest release's
         kind = next((name for name in kinds if name in command), "others")
         kinds[kind].append(pss(process))
     each = sum(sum(kinds[kind]) for kind in ("supernode.py", "flower-superexec"))

@@ -15,11 +15,13 @@ import psutil
 MARK = "FLOWER_EXAMPLES_BENCHMARK"  # in the environment of all processes of a run
 KINDS = {  # what a process is, by a word of its command line
     "flwr-serverapp": "server app",
-    "supernode.py": "SuperNode",
-    "superlink.py": "SuperLink",
-    "flower-superexec": "launcher",
     "warm_clientapp": "client app",
     "flwr-clientapp": "client app",
+    "flower-superexec": "launcher",
+    "supernode.py": "SuperNode",
+    "flower-supernode": "SuperNode",
+    "superlink.py": "SuperLink",
+    "flower-superlink": "SuperLink",
     "forkserver": "client app",
     "ClientAppActor": "client app",
     "flower-simulation": "server app",

@@ -43,7 +43,7 @@ def test_killed_supernode_is_in_no_slice(tmp_path, monkeypatch):
         wait(lambda: doomed.log.read_text().count("query.slice") >= 2, 600, "serving two slices")
         doomed.stop()
         assert federation.follow(run_id) == "finished:completed"
-        log = federation.parts["superlink"].log.read_text()
+        log = federation.log_of_run(run_id).read_text()
     assert "Partition 2 fails: " in log
     assert "Starting over with 2 clients" in log
     [folder] = tmp_path.glob("outputs/*/*/model_1")

@@ -1,6 +1,7 @@
 """`flwr-profile` on a real federation: a SuperLink and SuperNodes, over TLS."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from repository import ROOT
 from kit.federation import NAME, Federation, as_run_config
 from kit.federation.__main__ import settings
 from kit.federation.certificates import make_certificates
+from kit.federation.releases import RELEASE, connection
 
 APP = ROOT / "examples" / "flowertune-llm"
 CHANGES = "num-server-rounds=2 train.evaluate-every-round=0 train.training-arguments.max-steps=2"
@@ -39,6 +41,7 @@ def test_profile_of_a_run_on_a_superlink(tmp_path, monkeypatch):
         for partition in range(2):
             federation.start_supernode(partition, 2)
         app = federation.app
+        monkeypatch.setenv("FLWR_HOME", str(federation.home("cli")))
         changes = settings(APP, True, f"{CHANGES} profile.enabled=true strategy.min-replies=2")
         run_id = federation.run(as_run_config(changes))
         words = command(run_id, app, NAME, "--live", "--format", "json")
@@ -65,14 +68,12 @@ def test_profile_of_a_run_on_a_superlink(tmp_path, monkeypatch):
         assert f"Run {run_id}: completed, 2 rounds" in done.stdout
         assert page.read_text().count("<svg") == 2
 
-        assert "knows no such run" in error_of(command(42, app, NAME))
+        assert re.search(r"run 42: Flower says: .*not found", error_of(command(42, app, NAME)))
         refused = federation.run("strategy.min-replies=0")
         assert federation.follow(refused) == "finished:failed"
         assert f"run {refused} has no profile in its log" in error_of(command(refused, app, NAME))
         make_certificates(tmp_path / "other")
-        with (app / "pyproject.toml").open("a") as file:
-            file.write(f'\n[tool.flwr.federations.other]\naddress = "{federation.control}"\n')
-            file.write(f'root-certificates = "{tmp_path / "other" / "ca.crt"}"\n')
-        assert f"no SuperLink answers at {federation.control}" in error_of(
-            command(run_id, app, "other")
-        )
+        other = connection(federation.apis["control"], tmp_path / "other" / "ca.crt")
+        RELEASE.declare(app, federation.home("cli"), "other", other)
+        error = error_of(command(run_id, app, "other"))
+        assert f"run {run_id}: Flower says: Connection to the SuperLink is unavailable" in error

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from newest_flower import PROMISES, Promise, problems, rounds, versions
-from repository import ROOT, example_names
+from repository import ROOT, example_folder, example_names, flatten, flower_settings, load_toml
 
 PROMISE = Promise("accuracy", 0.9, 0.02, clients=3)
 LOG = "aggregate_train: Received 3 results and 0 failures\n"
@@ -26,6 +26,19 @@ def test_it_expects_what_the_examples_own_tests_expect(example):
     promise = PROMISES[example]
     assert (promise.value, promise.tolerance) == (float(value), float(tolerance))
     assert rounds(example) >= 4
+
+
+@pytest.mark.parametrize("example", example_names())
+def test_federations_are_the_same_in_both_forms(example):
+    """Those that are simulated; an address is taken over by newer Flower as it is."""
+    declared = flower_settings(example_folder(example))["federations"]
+    simulated = {name: given for name, given in declared.items() if "options" in given}
+    files = sorted((example_folder(example) / "federations").glob("*.toml"))
+    assert [path.stem for path in files] == sorted(simulated)
+    for path in files:
+        options = flatten(simulated[path.stem]["options"])
+        newer = {n.removeprefix("backend.").replace(".", "-"): v for n, v in options.items()}
+        assert load_toml(path) == newer
 
 
 @pytest.mark.parametrize(

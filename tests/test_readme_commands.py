@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from flwr.common.config import parse_config_args
-from on_this_machine import BIN
+from on_this_machine import BIN, PINNED
 from repository import ROOT, flatten, flower_settings
 
 # What is no command of a program, or the system's own.
@@ -30,7 +30,8 @@ def commands(page: Path) -> Iterator[tuple[Path, list[str]]]:
 
     The pages in docs/ and benchmarks/ are to be followed from the root of the repository.
     """
-    for block in re.findall(r"```(?:bash|shell|sh)\n(.*?)```", page.read_text(), re.DOTALL):
+    text = page.read_text()
+    for block in re.findall(r"```(?:bash|shell|sh)\n(.*?)```", text, re.DOTALL):
         folder = ROOT if page.parent.name in ("docs", "benchmarks") else page.parent
         for line in re.split(r"\n| && ", block.replace("\\\n", " ")):
             words = shlex.split(re.sub(r"^\s*(\w+=\S* )+", "", line), comments=True)
@@ -38,6 +39,24 @@ def commands(page: Path) -> Iterator[tuple[Path, list[str]]]:
                 folder = folder / words[1]
             if words and words[0] not in LEFT_OUT:
                 yield folder, words
+    for rows in re.findall(
+        r"^\| \| flwr 1.25 \| the newest \|\n.*\n((?:\|.*\n)+)", text, re.MULTILINE
+    ):
+        yield from ((ROOT, words) for words in column(rows))
+
+
+def column(rows: str) -> list[list[str]]:
+    """Return the commands in the column of the release that is installed; options follow one."""
+    found = []
+    for row in rows.splitlines():
+        _, _, pinned, newest, _ = row.split("|")
+        cell = pinned if PINNED or newest.startswith(" the same") else newest
+        for code in re.findall(r"`([^`]+)`", cell):
+            if code.startswith(("flwr ", "flower-", "python -m ")):
+                found.append(shlex.split(code))
+            elif code.startswith("--"):
+                found[-1] += shlex.split(code)
+    return found
 
 
 @cache
@@ -65,6 +84,10 @@ def all_commands() -> list[pytest.param]:
 @pytest.mark.parametrize(("folder", "words"), all_commands())
 def test_command(folder, words):
     program, *rest = words
+    if "flower-supernode" in rest:  # it runs another command
+        inner = rest.index("flower-supernode")
+        test_command(folder, rest[inner:])
+        rest = rest[:inner]
     app = next((folder / w for w in [*rest, "."] if (folder / w / "offline.toml").is_file()), None)
     if program == "make":
         app = check_make(folder, rest)

@@ -1,8 +1,11 @@
-"""Run the examples on the newest Flower release, and check what they give.
+"""Run what the pinned Flower release is tested by on the newest one: examples, kit, deployment.
 
-Copies of them, with the pin loosened, are installed into an environment of their own, with the
-versions in constraints.txt wherever that release allows them. Each is then run offline, as a user
-runs it: `flwr run`, which starts a local SuperLink. What differs there: docs/newest-flwr.md.
+Copies of the examples, with the pin loosened, are installed into an environment of their own, with
+the versions in constraints.txt wherever that release allows them. Each is then run offline, as a
+user runs it: `flwr run`, which starts a local SuperLink. After that come the kit's tests, and those
+of federations over TLS with their faults. When all pass, results/newest-flower.json says so.
+
+With names of examples, only those are run. What differs there: docs/newest-flwr.md.
 """
 
 import argparse
@@ -21,7 +24,9 @@ from typing import Any
 import psutil
 from repository import ROOT, example_folder, example_names, flatten, flower_settings, load_toml
 
-sys.path.append(str(ROOT))
+sys.path += [str(ROOT), str(ROOT / "benchmarks")]
+from common import PACKAGES, SEED, measurement
+
 from kit.federation import LEFT_OUT, exit_on_signals, free_addresses, uninterrupted
 
 BIN = Path(sys.executable).parent
@@ -29,6 +34,24 @@ PIN = "flwr[simulation]=="
 # Flower gives it 15 seconds, and a slow machine may need more the first time: tried once more.
 SLOW_START = "Failed to start local SuperLink"
 RUN_SECONDS = 1200  # for an example's run
+DEFAULT = "local-simulation"  # the federation that examples are run in
+# What the tests need beside the examples' own dependencies.
+TEST_PACKAGES = ("psutil", "pytest", "torchvision")
+TESTS = {
+    "the kit's tests": ["kit"],
+    "deployment of two over TLS": [
+        f"tests/test_federation.py::test_each_example_gives_what_one_process_gives[{name}]"
+        for name in ("pytorch-from-centralized-to-federated", "advanced-pytorch")
+    ],
+    "its faults": [
+        f"tests/test_federation_failures.py::{name}"
+        for name in (
+            "test_strangers_are_refused_and_bad_updates_left_out",
+            "test_killed_clientapp_is_asked_again[cold]",
+            "test_killed_parts_cost_what_the_guide_says",
+        )
+    ],
+}
 STATUS_SECONDS = 60  # for the SuperLink to note that it has ended
 STOP_SECONDS = 10  # for its processes to end by themselves
 
@@ -80,9 +103,12 @@ class NewestFlower:
         # What lies in the output file is what uv keeps to, unless a requirement forbids it.
         shutil.copy(ROOT / "constraints.txt", self.resolved)
         projects = [app / "pyproject.toml" for app in self.apps.values()]
-        uv("pip", "compile", "--upgrade-package", "flwr", "-o", self.resolved, *projects)
+        for_tests = self.folder / "tests.in"
+        for_tests.write_text("\n".join(TEST_PACKAGES))
+        upgraded = ["--upgrade-package", "flwr", "--all-extras", "-o", self.resolved]
+        uv("pip", "compile", *upgraded, for_tests, *projects)
         uv("venv", "--python", sys.executable, self.bin.parent)
-        editable = [word for app in self.apps.values() for word in ("--editable", app)]
+        editable = [word for app in self.apps.values() for word in ("--editable", f"{app}[test]")]
         constraints = [
             "--constraint",
             self.resolved,
@@ -90,7 +116,7 @@ class NewestFlower:
             ROOT / "constraints.txt",
         ]
         options = ["--compile-bytecode", "--python", self.bin / "python", *constraints]
-        uv("pip", "install", *options, *editable)
+        uv("pip", "install", *options, "--requirement", for_tests, *editable)
 
     def moved(self) -> dict[str, tuple[str, str]]:
         """Return the versions, pinned and here, of the packages in which they differ."""
@@ -108,12 +134,16 @@ class NewestFlower:
             Failed: it did not end well, or gave something else than it promises.
         """
         home, began = self.folder / "home" / name, time.monotonic()
+        environment = self.environment(home)
         try:
-            status = self.run(name, self.environment(home))
+            status = self.run(name, environment)
+            seconds = time.monotonic() - began
+            for path in (self.apps[name] / "federations").glob("*.toml"):
+                if path.stem != DEFAULT:
+                    self.accepts(name, path.stem, environment)
         finally:
             with uninterrupted():
                 stop(home)
-        seconds = time.monotonic() - began
         if status != "finished:completed":
             raise Failed(f"{status or 'not finished'} after {seconds:.0f} s")
         history = results(self.apps[name])
@@ -129,46 +159,88 @@ class NewestFlower:
 
     def run(self, name: str, environment: dict[str, str]) -> str:
         """Run an example, write its log, and return its status when it has ended."""
-        within = {"cwd": self.apps[name], "env": environment}
-
-        def flwr(*words: str) -> dict[str, Any]:
-            command = [self.bin / "flwr", *words, "--format", "json"]
-            done = subprocess.run(command, **within, capture_output=True, text=True)
-            answer = json.loads(done.stdout) if done.stdout.startswith("{") else {}
-            if not answer.get("success"):
-                raise Failed(f"`flwr {' '.join(words)}`: {done.stdout}{done.stderr}".strip())
-            return answer
-
-        command = ("run", ".", "--run-config", "offline.toml")
-        try:
-            run_id = flwr(*command)["run-id"]
-        except Failed as error:
-            if SLOW_START not in str(error):
-                raise
-            run_id = flwr(*command)["run-id"]
+        run_id = self.start(name, DEFAULT, environment)
         follow = [self.bin / "flwr", "log", run_id, "--stream"]
         with self.log(name).open("w") as file:
             try:
-                subprocess.run(follow, **within, stdout=file, stderr=file, timeout=RUN_SECONDS)
+                subprocess.run(
+                    follow,
+                    cwd=self.apps[name],
+                    env=environment,
+                    stdout=file,
+                    stderr=file,
+                    timeout=RUN_SECONDS,
+                )
             except subprocess.TimeoutExpired:
                 raise Failed(f"not finished after {RUN_SECONDS} s") from None
         status, deadline = "", time.monotonic() + STATUS_SECONDS
         while not status.startswith("finished") and time.monotonic() < deadline:
-            status = flwr("ls", "--run-id", run_id)["runs"][0]["status"]
+            answer = self.flwr(name, environment, "ls", "--run-id", run_id)
+            status = answer["runs"][0]["status"]
         return status
+
+    def accepts(self, name: str, federation: str, environment: dict[str, str]) -> None:
+        """Start a run in a federation, and stop it: this machine may have no GPU for it.
+
+        Raises:
+            Failed: Flower refuses the federation's file.
+        """
+        run_id = self.start(name, federation, environment)
+        self.flwr(name, environment, "stop", run_id)
+
+    def start(self, name: str, federation: str, environment: dict[str, str]) -> str:
+        """Start an offline run in one of an example's federations, and return its id."""
+        command = ("run", ".", "--run-config", "offline.toml")
+        command += ("--federation-config", f"federations/{federation}.toml")
+        try:
+            return self.flwr(name, environment, *command)["run-id"]
+        except Failed as error:
+            if SLOW_START not in str(error):
+                raise
+            return self.flwr(name, environment, *command)["run-id"]
+
+    def flwr(self, name: str, environment: dict[str, str], *words: str) -> dict[str, Any]:
+        """Return what one of Flower's commands answers, given in an example's folder.
+
+        Raises:
+            Failed: it was no success; the text has what it printed.
+        """
+        command = [self.bin / "flwr", *words, "--format", "json"]
+        done = subprocess.run(
+            command, cwd=self.apps[name], env=environment, capture_output=True, text=True
+        )
+        answer = json.loads(done.stdout) if done.stdout.startswith("{") else {}
+        if not answer.get("success"):
+            raise Failed(f"`flwr {' '.join(words)}`: {done.stdout}{done.stderr}".strip())
+        return answer
+
+    def test(self, what: str) -> str:
+        """Run tests of this repository by this environment; return their outcome in words.
+
+        Raises:
+            Failed: not all of them passed; what is skipped counts as passed.
+        """
+        log = self.log(what.replace(" ", "-"))
+        command = [self.bin / "python", "-m", "pytest", "-p", "no:cacheprovider", *TESTS[what]]
+        with log.open("w") as file:
+            environment = self.environment(self.folder / "home" / "tests")
+            done = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+        ending = log.read_text().strip().splitlines()[-1].strip("= ")
+        if done.returncode != 0:
+            raise Failed(f"{ending}: {log}")
+        return ending
 
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
     def environment(self, home: Path) -> dict[str, str]:
         """Return what gives a run a SuperLink of its own, and no other packages than these."""
-        http, control = (address.split(":")[1] for address in free_addresses(2))
+        [address] = free_addresses(1)
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
         return kept | {
             "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}",
             "FLWR_HOME": str(home),
-            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": http,
-            "FLWR_LOCAL_CONTROL_API_PORT": control,
+            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": address.split(":")[1],
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_TELEMETRY_ENABLED": "0",
@@ -265,35 +337,53 @@ def stop(home: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("examples", nargs="*", help="folders in examples/; all by default")
-    examples = parser.parse_args().examples or example_names()
-    for name in examples:
+    chosen = parser.parse_args().examples
+    for name in chosen:
         example_folder(name)  # says which there are, if this is none
     exit_on_signals()
     folder, failed = ROOT / ".newest-flower" / str(os.getpid()), False
     try:
-        newest = NewestFlower(folder, examples)
-        newest.install()
-        moved = newest.moved()
-        if "flwr" not in moved:
-            print("The newest flwr is the pinned one: nothing to test")
-            return 0
-        listed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in moved.items())
-        print(f"Not as in constraints.txt: {listed}", flush=True)
-        for name in examples:
-            try:
-                print(f"{name}: ok, {newest.check(name)}", flush=True)
-            except Failed as error:
-                failed = True
-                print(f"{name}: FAILED, {error}", flush=True)
+        with measurement("newest-flower", [SEED], trial=bool(chosen)) as result:
+            run_all(NewestFlower(folder, chosen or example_names()), bool(chosen), result)
     except KeyboardInterrupt:
         print("Interrupted: taken down")
         return 130
+    except Failed:
+        failed = True
+        print(f"Logs: {folder}", file=sys.stderr)
     finally:
         if not failed:
             shutil.rmtree(folder, ignore_errors=True)
-    if failed:
-        print(f"Logs: {folder}", file=sys.stderr)
     return int(failed)
+
+
+def run_all(newest: NewestFlower, only_examples: bool, result: dict[str, Any]) -> None:
+    """Run everything, one after the other, and note in the result what each gave.
+
+    Raises:
+        Failed: something did; the rest was run all the same.
+    """
+    newest.install()
+    here = versions(newest.resolved)
+    moved = ", ".join(f"{n} {old} -> {new}" for n, (old, new) in newest.moved().items())
+    print(f"flwr {here['flwr']}; not as in constraints.txt: {moved or 'nothing'}", flush=True)
+    result["packages"] = {name: here[name] for name in PACKAGES if name in here}
+    steps = dict.fromkeys(newest.apps, newest.check)
+    steps |= {} if only_examples else dict.fromkeys(TESTS, newest.test)
+    result["passed"], failed = {}, False
+    for name, step in steps.items():
+        began = time.monotonic()
+        try:
+            outcome = step(name)
+        except Failed as error:
+            failed = True
+            print(f"{name}: FAILED, {error}", flush=True)
+        else:
+            seconds = round(time.monotonic() - began, 1)
+            result["passed"][name] = {"outcome": outcome, "seconds": seconds}
+            print(f"{name}: ok, {outcome}", flush=True)
+    if failed:
+        raise Failed("not all passed")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from figures import side_by_side
-from measured import offline_block, result, table, taken, with_avx2
+from figures import federation, side_by_side
+from measured import found, offline_block, result, table, taken, with_avx2
 from repository import ROOT, example_folder, example_names
 
 
@@ -44,12 +44,25 @@ def examples_table() -> str:
     return f"{table(header, rows)}\n\n{taken(result('offline'))}"
 
 
+def newest_flower() -> str:
+    """Say which newest release `make test-latest` last passed on, and what that ran."""
+    measured = found("newest-flower")
+    if not measured:
+        return "No newer release was seen to pass `make test-latest` yet."
+    return (
+        f"**flwr {measured['packages']['flwr']}** is the newest release that all of this was last "
+        f"seen to pass on, in {measured['wall_seconds'] / 60:.0f} minutes: "
+        f"{', '.join(measured['passed'])}. {taken(measured)}"
+    )
+
+
 def blocks(page: Path) -> dict[str, Callable[[], str]]:
     """Return what fills the marked places of a page."""
     if page == ROOT / "README.md":
-        return {"examples": examples_table}
-    if page == side_by_side.PAGE:
-        return side_by_side.BLOCKS
+        return {"examples": examples_table, "newest": newest_flower}
+    for shown in (side_by_side, federation):
+        if page == shown.PAGE:
+            return shown.BLOCKS
     example = page.parent.name
     if page.name == "RESULTS.md":
         return figures(example).RESULTS
@@ -61,7 +74,8 @@ def pages() -> list[Path]:
     """Return the pages that have marked places."""
     names = ("README.md", "RESULTS.md")
     of_examples = [example_folder(example) / name for example in example_names() for name in names]
-    return [ROOT / "README.md", side_by_side.PAGE, *filter(Path.is_file, of_examples)]
+    shown = [ROOT / "README.md", side_by_side.PAGE, federation.PAGE]
+    return [*shown, *filter(Path.is_file, of_examples)]
 
 
 def render(page: Path) -> str:

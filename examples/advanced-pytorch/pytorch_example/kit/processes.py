@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -52,18 +52,23 @@ def send(pid: int, number: int) -> bool:
     return True
 
 
-def descendants() -> list[int]:
-    """Return the processes that this one has started, those that they have, and so on."""
+def descendants(of: int | None = None) -> list[int]:
+    """Return what a process, by default this one, has started, what that has, and so on."""
     children: dict[int, list[int]] = {}
     ended = set()
     for pid, parent, state in processes():
         children.setdefault(parent, []).append(pid)
         if state in "ZX":  # a zombie, which may still be the parent of others
             ended.add(pid)
-    found = [os.getpid()]
+    found = [of or os.getpid()]
     for pid in found:
         found += children.get(pid, [])
     return [pid for pid in found[1:] if pid not in ended]
+
+
+def running(pids: Collection[int]) -> list[int]:
+    """Return those of some processes that have not ended."""
+    return [pid for pid, _, state in processes() if pid in pids and state not in "ZX"]
 
 
 def processes() -> Iterator[tuple[int, int, str]]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-import typer
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -35,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--html", type=Path, metavar="FILE", help="write one page with charts, too")
     made.add_argument("--output-dir", type=Path, default=Path("outputs"), help="where runs lie")
     made.add_argument("--app", type=Path, help="of a run on a SuperLink: the app's folder [.]")
-    made.add_argument("--federation", help="of a run on a SuperLink: as in pyproject.toml")
+    made.add_argument("--federation", help="of a run on a SuperLink: as `flwr` knows it")
     return made
 
 
@@ -57,8 +56,6 @@ def main() -> int:
     except (NoProfile, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    except typer.Exit as error:  # Flower has said why
-        return error.exit_code
     except KeyboardInterrupt:  # the usual end of --live
         return 0
     return 0

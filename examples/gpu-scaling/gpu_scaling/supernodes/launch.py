@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import click
 import typer
 from flwr.common.config import flatten_dict, parse_config_args
 
@@ -73,7 +74,7 @@ def parse(words: list[str] | None = None) -> Launch:
         return settings(clients, *sizes.values(), rounds, given.run_config)
     except typer.Exit:  # Flower has said what is wrong with it
         sys.exit(2)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, click.ClickException) as error:
         parser.error(f"--run-config {given.run_config!r}: {error}")
 
 
@@ -102,7 +103,7 @@ def run(launch: Launch, folder: Path) -> str:
 
     launch.config.source(launch.clients).prepare()  # here, before many clients want it at once
     with Federation(APP, folder, secure=False, database=False, verbose=False) as federation:
-        say(f"SuperLink: {federation.fleet}; logs until it ends well: {folder / 'logs'}")
+        say(f"SuperLink: {federation.apis['fleet']}; logs until it ends well: {folder / 'logs'}")
         federation.start_supernodes(
             launch.clients, lambda n: say(f"SuperNodes: {n} of {launch.clients} connected")
         )

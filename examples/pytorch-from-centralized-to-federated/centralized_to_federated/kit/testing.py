@@ -25,7 +25,7 @@ from PIL import Image
 
 from . import app_folder
 from .federation import as_run_config
-from .in_process import load, run_app
+from .in_process import load, run_app, sign_messages
 from .run import CHECKPOINT, CONFIG, CURVES, RESULTS
 
 APP = app_folder()
@@ -34,6 +34,8 @@ BIN = Path(sys.executable).parent
 ONE_WORKER = '{"init_args": {"num_cpus": 1}, "client_resources": {"num_cpus": 1}}'
 # Half an hour for a language model in bfloat16, on a processor without instructions for it.
 RUN_SECONDS, START_SECONDS = 3600, 600
+
+sign_messages(1)  # tests make messages where no run does
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="stops processes by their POSIX group")
 

@@ -10,8 +10,11 @@ lasts until `round-timeout`. The larger the model and the busier the server, the
 import sys
 from collections.abc import Callable
 
-from flwr.server.app import run_superlink
-from flwr.server.superlink.linkstate import InMemoryLinkState, SqliteLinkState
+try:
+    from flwr.server.app import run_superlink
+    from flwr.server.superlink.linkstate import InMemoryLinkState, SqliteLinkState
+except ImportError:
+    sys.exit("flower-superlink of this Flower release has the fault mended: start that")
 
 StoreTraffic = Callable[..., None]
 

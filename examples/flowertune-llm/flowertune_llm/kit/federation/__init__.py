@@ -1,6 +1,7 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
 """A federation on this machine: a SuperLink and SuperNodes, over TLS if wanted."""
 
+from .addresses import free_addresses
 from .federation import (
     LEFT_OUT,
     NAME,
@@ -9,7 +10,6 @@ from .federation import (
     Part,
     as_run_config,
     exit_on_signals,
-    free_addresses,
     uninterrupted,
 )
 

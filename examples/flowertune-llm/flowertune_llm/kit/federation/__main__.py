@@ -7,8 +7,8 @@ that the same can be done by hand on machines apart.
 """
 
 import argparse
+import json
 import re
-import shlex
 import shutil
 import sys
 import tempfile
@@ -17,14 +17,16 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import click
 import typer
 from flwr.common.config import flatten_dict, parse_config_args
 
 from .. import app_folder
 from .federation import NAME, Federation, FederationError, as_run_config, exit_on_signals
+from .releases import RELEASE
 
 COMPLETED, INTERRUPTED = "finished:completed", "interrupted"  # these leave no logs
-SAFE = r"no round is saved yet|round \d+ is safe: resume-from='.*'"  # in the ServerApp's log
+OUTPUTS = r"Outputs: (.*)"  # in the run's log
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def parse(words: list[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
         parser.error(f"--folder {folder} holds files that are not a federation's; name another")
     try:
         changes = settings(given.app, given.offline, given.run_config)
-    except (OSError, ValueError, typer.Exit) as error:
+    except (OSError, ValueError, typer.Exit, click.ClickException) as error:
         parser.error(f"--run-config {given.run_config!r} cannot be read ({error})")
     needed = replies_needed(given.app, changes)
     if given.num_supernodes < needed:
@@ -99,7 +101,7 @@ def run(federation: Federation, given: argparse.Namespace, changes: dict[str, An
 
 def keep(federation: Federation) -> None:
     """Leave it up until Ctrl-C."""
-    more = shlex.join(["flwr", "run", str(federation.app), NAME])
+    more = RELEASE.to_run(federation.app, federation.home("cli"), NAME)
     print(f"Still up, until Ctrl-C. To run more:\n$ {more}", flush=True)
     while True:
         federation.check()
@@ -134,10 +136,14 @@ def main(words: list[str] | None = None) -> int:
 
 
 def what_is_safe(folder: Path) -> str:
-    """Return what the ServerApp has said last of what it has saved."""
-    log = folder / "logs" / "superlink.log"
-    said = re.findall(SAFE, log.read_text(errors="replace")) if log.is_file() else []
-    return said[-1] if said else "no round is saved yet"
+    """Return which of the rounds of the run that was started last are on disk."""
+    logs = sorted(folder.glob("logs/run-*.log"), key=lambda log: log.stat().st_mtime)
+    for outputs in re.findall(OUTPUTS, logs[-1].read_text(errors="replace")) if logs else []:
+        results = Path(outputs) / "results.json"
+        if results.is_file():
+            last = json.loads(results.read_text("utf-8"))[-1]["round"]
+            return f"round {last} is safe: resume-from='{outputs}'"
+    return "no round is saved yet"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,11 +18,11 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any, Self
 
-from ..processes import cores, end_with_parent
+from ..processes import cores, descendants, end_with_parent, running, send
+from .addresses import LOOPBACK, answers, free_addresses
+from .releases import HERE, RELEASE, connection
 
-HERE = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
-LOOPBACK = "127.0.0.1"
 NAME = "this-machine"  # of the federation, in the copied app's pyproject.toml
 START_SECONDS = 300  # for a part to start while others do
 STOP_SECONDS = 10  # for a part to stop by itself
@@ -36,7 +35,7 @@ class FederationError(RuntimeError):
     """A part of the federation did not start, or ended; the text says which."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Part:
     """One process of the federation, with those that it starts, and its log."""
 
@@ -70,11 +69,18 @@ class Part:
 
 def take_down(parts: Iterable[Part]) -> None:
     """End parts, all at once; kill what does not end by itself."""
+    parts = list(parts)
+    # On the newest Flower some are not in the part's group.
+    others = {pid for part in parts for pid in descendants(part.process.pid)}
     for number in (signal.SIGTERM, signal.SIGKILL):
         parts = [part for part in parts if part.signal(number)]
+        for pid in others:
+            send(pid, number)
         deadline = time.monotonic() + STOP_SECONDS
-        while (parts := [part for part in parts if part.signal(0)]) and time.monotonic() < deadline:
+        while (parts or others) and time.monotonic() < deadline:
             time.sleep(0.1)
+            parts = [part for part in parts if part.signal(0)]
+            others = set(running(others))
 
 
 class Federation:
@@ -110,8 +116,8 @@ class Federation:
         self.verbose = verbose
         self.parts: dict[str, Part] = {}
         self.gone: set[str] = set()
-        self.control, self.fleet, self.serverappio = free_addresses(3)
-        self.addresses = {self.control, self.fleet, self.serverappio}
+        self.apis = RELEASE.apis()
+        self.addresses = set(self.apis.values())
         self.registered: set[Path] = set()
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
@@ -123,16 +129,27 @@ class Federation:
     def certificates(self) -> Path:
         return self.folder / "certificates"
 
+    @property
+    def named(self) -> list[str]:
+        """How `flwr` is told of this federation."""
+        return RELEASE.named(self.app, NAME)
+
+    def home(self, name: str) -> Path:
+        """Return the FLWR_HOME of a part; that of `flwr` is called cli."""
+        return self.folder / "flwr" / name
+
+    def log_of_run(self, run_id: int) -> Path:
+        return self.folder / "logs" / f"run-{run_id}.log"
+
     def copy(self, app: Path) -> None:
         """Copy the app, and declare this federation in the copy."""
         shutil.rmtree(self.app, ignore_errors=True)
         shutil.copytree(app, self.app, ignore=shutil.ignore_patterns(*LEFT_OUT))
         if (app / ".gitignore").is_file():
             shutil.copy(app / ".gitignore", self.app)
-        trust = f"root-certificates = {json.dumps(str(self.certificates / 'ca.crt'))}"
-        with (self.app / "pyproject.toml").open("a") as file:
-            file.write(f'\n[tool.flwr.federations.{NAME}]\naddress = "{self.control}"\n')
-            file.write(f"{trust if self.secure else 'insecure = true'}\n")
+        ca = self.certificates / "ca.crt" if self.secure else None
+        shutil.rmtree(self.home("cli"), ignore_errors=True)
+        RELEASE.declare(self.app, self.home("cli"), NAME, connection(self.apis["control"], ca))
 
     def __enter__(self) -> Self:
         try:
@@ -153,14 +170,11 @@ class Federation:
 
     def start_superlink(self) -> Part:
         """Start the SuperLink, on its database if it has one, and wait until it answers."""
-        addresses = {"control": self.control, "fleet": self.fleet, "serverappio": self.serverappio}
-        command = [sys.executable, "-P", str(HERE / "superlink.py"), *self.tls_of_server()]
-        for name, address in addresses.items():
-            command += [f"--{name}-api-address", address]
+        command = [*RELEASE.superlink(self.apis), *self.tls_of_server()]
         if self.database:
             command += ["--database", str(self.folder / "superlink.db")]
         part = self.start("superlink", command)
-        self.wait([part], lambda _: all(map(answers, addresses.values())))
+        self.wait([part], lambda _: all(map(answers, self.apis.values())))
         return part
 
     def tls_of_server(self) -> list[str]:
@@ -209,9 +223,8 @@ class Federation:
         Raises:
             FederationError: it ended, or took too long.
         """
-        name, address = f"supernode-{partition}", self.new_address()
-        command = [sys.executable, "-P", str(HERE / "supernode.py"), "--superlink", self.fleet]
-        command += ["--clientappio-api-address", address]
+        name = f"supernode-{partition}"
+        command = [*RELEASE.supernode(self.new_address()), "--superlink", self.apis["fleet"]]
         holds = f"partition-id={partition} num-partitions={partitions} {node_config}".strip()
         command += ["--node-config", holds]
         if self.secure if secure is None else secure:
@@ -222,13 +235,10 @@ class Federation:
             command += ["--auth-supernode-private-key", str(key)]
         else:
             command += ["--insecure"]
-        threads = max(1, cores() // partitions)
-        isolation = ["--isolation", "process"] * bool(self.preload)
-        part = self.start(name, command + isolation, threads)
         if self.preload:
-            command = [sys.executable, "-P", str(HERE / "warm_clientapp.py")]
-            command += ["--clientappio-api-address", address, "--preload", *self.preload]
-            self.start(f"clientapp-{partition}", command, threads)
+            warm = [sys.executable, "-P", str(HERE / "warm_clientapp.py")]
+            command = [*warm, "--preload", ",".join(self.preload), *command]
+        part = self.start(name, command, max(1, cores() // partitions))
         if wait:
             self.wait([part], Part.connected)
         return part
@@ -254,7 +264,7 @@ class Federation:
         if key in self.registered:
             return
         public = key.with_name(f"{key.name}.pub")
-        done = self.call(["flwr", "supernode", "register", str(public), str(self.app), NAME])
+        done = self.call(["flwr", "supernode", "register", str(public), *self.named])
         if "registered successfully" not in done and "already in use" not in done:
             raise FederationError(f"{public} could not be registered:\n{done}")
         self.registered.add(key)
@@ -273,24 +283,29 @@ class Federation:
         Raises:
             FederationError: the SuperLink ended, or no SuperNode is left.
         """
-        command = ["flwr", "log", str(run_id), str(self.app), NAME, "--stream"]
+        command = ["flwr", "log", str(run_id), *self.named, "--stream"]
         self.say(command)
-        stream = subprocess.Popen([BIN / command[0], *command[1:]], env=self.environment())
-        try:
-            while stream.poll() is None:
-                self.check()
-                time.sleep(0.5)
-        finally:
-            stream.kill()
-            stream.wait()
+        with self.log_of_run(run_id).open("w") as file, self.log_of_run(run_id).open() as lines:
+            stream = subprocess.Popen(
+                [BIN / command[0], *command[1:]],
+                env=self.environment() | {"PYTHONUNBUFFERED": "1"},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+            try:
+                while stream.poll() is None:
+                    self.check()
+                    print(lines.read(), end="", flush=True)
+                    time.sleep(0.5)
+            finally:
+                stream.kill()
+                stream.wait()
+                print(lines.read(), end="", flush=True)
         self.check()
         return self.status(run_id)
 
     def check(self) -> None:
         """Say which parts have ended since the last look; without SuperLink there is no run.
-
-        A SuperNode whose warm ClientApps have ended would take messages and never answer, so it
-        is ended as well, and Flower tells the run.
 
         Raises:
             FederationError: the SuperLink ended, or no SuperNode is left.
@@ -299,20 +314,18 @@ class Federation:
             if not part.running() and part.name not in self.gone:
                 self.gone.add(part.name)
                 print(f"{part.name} ended, exit status {part.process.returncode}: {part.log}")
-                if part.name.startswith("clientapp"):
-                    self.parts[part.name.replace("clientapp", "supernode")].stop()
         nodes = {name for name in self.parts if name.startswith("supernode")}
         if "superlink" in self.gone or nodes <= self.gone:
             alive = "superlink" not in self.gone
             raise FederationError("no SuperNode is left" if alive else "the SuperLink ended")
 
     def status(self, run_id: int) -> str:
-        answer = self.ask(["flwr", "ls", str(self.app), NAME, "--run-id", str(run_id)])
+        answer = self.ask(["flwr", "ls", *self.named, "--run-id", str(run_id)])
         return answer["runs"][0]["status"]
 
     def nodes(self) -> dict[int, str]:
         """Return the status of each registered SuperNode by its id."""
-        answer = self.ask(["flwr", "supernode", "list", str(self.app), NAME])
+        answer = self.ask(["flwr", "supernode", "list", *self.named])
         return {int(node["node-id"]): node["status"] for node in answer["nodes"]}
 
     def ask(self, command: list[str]) -> dict[str, Any]:
@@ -370,10 +383,11 @@ class Federation:
 
     def environment(self, name: str = "cli", threads: int | None = None) -> dict[str, str]:
         """Give each part a place of its own for its apps, and no proxy on the way to the others."""
-        # In small letters: gRPC knows no others.
-        direct = filter(None, [os.environ.get("no_grpc_proxy"), LOOPBACK])  # noqa: SIM112
-        own = {"FLWR_HOME": str(self.folder / "flwr" / name), "no_grpc_proxy": ",".join(direct)}
-        own |= {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+        own = {"FLWR_HOME": str(self.home(name)), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+        for variable in ("no_grpc_proxy", "no_proxy"):  # in small letters: gRPC knows no others
+            others = os.environ.get(variable, os.environ.get(variable.upper(), ""))
+            own[variable] = ",".join(filter(None, [others, LOOPBACK]))
+        own |= RELEASE.environment
         if threads:
             own |= {"OMP_WAIT_POLICY": "PASSIVE"}
             own |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
@@ -414,28 +428,12 @@ def exit_on_signals() -> None:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
-def free_addresses(count: int) -> list[str]:
-    """Return loopback addresses with ports that nobody uses, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind((LOOPBACK, 0))
-    addresses = [f"{LOOPBACK}:{one.getsockname()[1]}" for one in sockets]
-    for one in sockets:
-        one.close()
-    return addresses
-
-
-def answers(address: str) -> bool:
-    host, port = address.split(":")
-    with socket.socket() as probe:
-        return probe.connect_ex((host, int(port))) == 0
-
-
 def modules(app: Path) -> list[str]:
-    """Return what an app's dependencies are imported as."""
+    """Return what an app's dependencies are imported as, and what PyTorch's optimizers import."""
     project = tomllib.loads((app / "pyproject.toml").read_text("utf-8"))["project"]
     names = {package(text) for text in project.get("dependencies", [])}
-    return sorted(m for m, of in packages_distributions().items() if names & set(map(package, of)))
+    found = sorted(m for m, of in packages_distributions().items() if names & set(map(package, of)))
+    return found + ["torch._dynamo"] * ("torch" in found)  # seconds, with the first optimizer
 
 
 def package(requirement: str) -> str:

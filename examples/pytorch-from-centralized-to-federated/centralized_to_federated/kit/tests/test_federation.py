@@ -7,20 +7,18 @@ import subprocess
 import sys
 import time
 import tomllib
+from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from flwr.server.superlink.linkstate import InMemoryLinkState, SqliteLinkState
-from flwr.supercore.object_store import ObjectStoreFactory
-from flwr.superlink.federation import NoOpFederationManager
 
 from .. import processes
 from ..federation import Federation, FederationError, as_run_config
 from ..federation.__main__ import main, settings
 from ..federation.certificates import make_certificates, make_node_key, public_key_path
 from ..federation.federation import modules
-from ..federation.superlink import without_empty
+from ..federation.releases import RELEASE, Newest, Pinned
 
 APP = """
 [project]
@@ -70,16 +68,23 @@ def test_certificates_are_valid_and_keys_private(tmp_path):
 
 
 @posix_only
-def test_copied_app_names_its_federation(app, tmp_path):
+@pytest.mark.parametrize("release", [Pinned(), Newest()])
+def test_federation_is_where_flower_looks_for_it(release, app, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[Federation.__module__], "RELEASE", release)
     (app / "outputs").mkdir()
-    federation = Federation(app, tmp_path / "a [folder]", database=False)
+    for _ in range(2):  # the second takes what the first has left
+        federation = Federation(app, tmp_path / "a [folder]", database=False)
     assert not (federation.app / "outputs").exists()
-    text = (federation.app / "pyproject.toml").read_text()
-    assert tomllib.loads(text)["tool"]["flwr"]["federations"]["this-machine"] == {
-        "address": federation.control,
+    found = tomllib.loads((federation.app / "pyproject.toml").read_text())["tool"]["flwr"]
+    if type(release) is Newest:
+        found["federations"] = tomllib.loads((federation.home("cli") / "config.toml").read_text())
+        found["federations"] = found["federations"]["superlink"]
+    assert found["federations"]["this-machine"] == {
+        "address": federation.apis["control"],
         "root-certificates": str(federation.certificates / "ca.crt"),
     }
     assert (app / "pyproject.toml").read_text() == APP
+    assert len(set(federation.apis.values())) == (1 if type(release) is Newest else 3)
 
 
 @pytest.mark.parametrize(
@@ -146,10 +151,18 @@ def test_process_ends_with_its_parent(tmp_path):
         assert time.monotonic() - began < 10
 
 
-@pytest.mark.parametrize("kind", [InMemoryLinkState, SqliteLinkState])
+@pytest.mark.skipif(type(RELEASE) is Newest, reason="mended in the newest Flower")
+@pytest.mark.parametrize("kind", ["InMemoryLinkState", "SqliteLinkState"])
 def test_content_that_is_still_on_its_way_is_no_error(kind):
+    from flwr.server.superlink import linkstate
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.superlink.federation import NoOpFederationManager
+
+    from ..federation.superlink import without_empty
+
     parts = (NoOpFederationManager(), ObjectStoreFactory().store())
-    state = kind(*([":memory:"] if kind is SqliteLinkState else []), *parts)
+    kind = getattr(linkstate, kind)
+    state = kind(*([":memory:"] if kind is linkstate.SqliteLinkState else []), *parts)
     nothing = {"bytes_sent": 0, "bytes_recv": 0}
     with pytest.raises(ValueError, match="cannot be zero"):  # else the mending can go
         state.store_traffic(1, **nothing)
@@ -157,3 +170,24 @@ def test_content_that_is_still_on_its_way_is_no_error(kind):
     mended(state, 1, **nothing)
     with pytest.raises(ValueError, match="Negative traffic"):
         mended(state, 1, bytes_sent=-1, bytes_recv=0)
+
+
+@posix_only
+def test_warm_clientapp_is_forked_and_else_starts_as_ever(tmp_path):
+    """In place of the SuperNode: a shell that asks twice, the second time without the server."""
+    warm = Path(__file__).parents[1] / "federation" / "warm_clientapp.py"
+    asks = "flwr-clientapp --help; kill $(pgrep -P $$ -f warm_clientapp); sleep 0.3; "
+    asks += "flwr-clientapp --help; echo done"
+    temporary = tmp_path / "a folder" / ("x" * 100)  # too long for a socket's path
+    temporary.mkdir(parents=True)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [sys.executable, "-P", warm, "--preload", "json,no_such_module", "sh", "-c", asks],
+        env=os.environ | {"TMPDIR": str(temporary), "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.stdout.count("usage: flwr-clientapp") == 2, done.stderr
+    assert done.stdout.endswith("done\n")
+    assert list(temporary.iterdir()) == []
