@@ -55,6 +55,11 @@ format: $(INSTALLED) ## format, and fix what the linter can fix
 bench: $(INSTALLED) ## measure an example's speed side by side (EXAMPLE=, DATASET= a local folder)
 	@$(BIN)/python benchmarks/$(subst -,_,$(EXAMPLE)).py $(if $(DATASET),--dataset $(DATASET))
 
+plan: ## say what a round will cost: make plan CLIENTS=100000 DRAWN=100 MODEL_MB=0.5 LINK_MBIT=100
+	@$(ANY_PYTHON) tools/plan.py --clients "$(CLIENTS)" --drawn "$(DRAWN)" --model-mb "$(MODEL_MB)" \
+		$(if $(LINK_MBIT),--link-mbit "$(LINK_MBIT)") $(if $(WORKERS),--workers "$(WORKERS)") \
+		$(if $(TRAIN_SECONDS),--train-seconds "$(TRAIN_SECONDS)")
+
 check-gpu: $(INSTALLED) ## run what needs a GPU, and write its figures to results/; says so where there is none
 	@for script in benchmarks/*_gpu.py; do $(BIN)/python $$script || exit 1; done
 
@@ -88,4 +93,4 @@ $(INSTALLED): pyproject.toml constraints.txt $(wildcard examples/*/pyproject.tom
 		$(foreach example,$(EXAMPLES),--editable examples/$(example)[test])
 	@touch $@
 
-.PHONY: help run federation new kit doctor test test-all test-latest check format bench check-gpu results lock audit clean install
+.PHONY: help run federation new kit doctor test test-all test-latest check format bench plan check-gpu results lock audit clean install

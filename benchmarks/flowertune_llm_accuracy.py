@@ -47,11 +47,17 @@ def federated(run_config: dict[str, Any]) -> tuple[list[list[float]], int]:
 def centralised(run_config: dict[str, Any], batch: int) -> list[list[float]]:
     """Return steps and held-out loss before and after training on all clients' data."""
     config = Config.from_run_config(run_config)
-    data = concatenate_datasets([load_partition(config, i, CLIENTS) for i in range(CLIENTS)])
     model, test = models.load_model(config), load_test(config)
     models.set_adapter(model, models.initial_adapter(config))
-    steps = ROUNDS * run_config[STEPS]
     points = [[0, task.evaluate(model, test, config)[0]]]
+    steps = ROUNDS * run_config[STEPS]
+    train(model, config, batch, steps)
+    return [*points, [steps, task.evaluate(model, test, config)[0]]]
+
+
+def train(model: task.Model, config: Config, batch: int, steps: int) -> None:
+    """Train a model in place on all clients' data, with the learning rates of a federated run."""
+    data = concatenate_datasets([load_partition(config, i, CLIENTS) for i in range(CLIENTS)])
     least = {"min_lr": config.learning_rate_min}
     task.trainer(
         *(model, data, config, config.learning_rate_max, config.seed),
@@ -60,7 +66,6 @@ def centralised(run_config: dict[str, Any], batch: int) -> list[list[float]]:
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs=least,
     ).train()
-    return [*points, [steps, task.evaluate(model, test, config)[0]]]
 
 
 def main() -> None:

@@ -61,6 +61,20 @@ def offline_block(example: str) -> str:
     measured = result("offline")
     run = measured["examples"][example]
     return (
-        f"You end at a central accuracy of {run['last']['accuracy']:.2f}, after "
-        f"{run['seconds']:.0f} s with start-up. {taken(measured)}"
+        f"You end at a central accuracy of {run['last']['accuracy']:.2f}. With start-up it takes "
+        f"{offline_seconds(example)}. {taken(measured)}"
     )
+
+
+def offline_seconds(example: str) -> str:
+    """Say how long an offline run took, on each kind of processor."""
+    measured = result("offline")
+    seconds, hardware = measured["examples"][example]["seconds"], measured["hardware"]
+    where = f"{hardware['cores']} cores of {processor(hardware)}"
+    return f"{seconds:.0f} s on {where}{with_avx2(example, ', {:.0f} s with AVX2 alone')}"
+
+
+def with_avx2(example: str, text: str) -> str:
+    """Return a text with the seconds of an offline run with AVX2 alone, if they were measured."""
+    measured = result("offline").get("avx2")
+    return text.format(measured[example]["seconds"]) if measured else ""

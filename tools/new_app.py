@@ -118,10 +118,10 @@ def renamer(example: Path, name: str, publisher: str) -> Callable[[str], str]:
 
 
 def left_behind(example: Path) -> Callable[..., set[str]]:
-    """Return what tells `shutil.copytree` to leave: what git ignores, and plots of our figures."""
+    """Return what tells `shutil.copytree` to leave: what git ignores, and our figures."""
     ignored = "\n".join((folder / ".gitignore").read_text() for folder in (ROOT, example))
     patterns = [line.rstrip("/") for line in ignored.splitlines() if not line.startswith("#")]
-    return shutil.ignore_patterns(*patterns, "_static")
+    return shutil.ignore_patterns(*patterns, "_static", "RESULTS.md")
 
 
 def make(example: Path, target: Path, publisher: str) -> None:

@@ -1,7 +1,7 @@
-"""Write the measured figures into the READMEs: tables from results/*.json, and the plots.
+"""Write the measured figures into the pages: tables from results/*.json, and the plots.
 
-A README marks where: `<!-- begin: NAME -->` … `<!-- end: NAME -->`. What stands between is made
-here, from what benchmarks/ measured or pyproject.toml declares, and a test compares the two.
+A page marks where: `<!-- begin: NAME -->` … `<!-- end: NAME -->`. What stands between is made here,
+from what benchmarks/ measured or pyproject.toml declares, and a test compares the two.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from figures import federation, side_by_side
-from measured import found, offline_block, result, table, taken
+from measured import found, offline_block, result, table, taken, with_avx2
 from repository import ROOT, example_folder, example_names
 
 
@@ -36,7 +36,8 @@ def examples_table() -> str:
     rows = []
     for name in example_names():
         shown = figures(name)
-        run = f"{offline[name]['seconds']:.0f} s, {shown.offline()}"
+        seconds = f"{offline[name]['seconds']:.0f} s{with_avx2(name, ' (AVX2 alone: {:.0f} s)')}"
+        run = f"{seconds}, {shown.offline()}"
         link = f"[{name}](examples/{name})"
         rows.append([link, shown.TEACHES, shown.DATA, shown.MODEL, run, shown.headline()])
     header = ["example", "what it teaches", "data", "model", "offline run", "measured"]
@@ -63,13 +64,18 @@ def blocks(page: Path) -> dict[str, Callable[[], str]]:
         if page == shown.PAGE:
             return shown.BLOCKS
     example = page.parent.name
+    if page.name == "RESULTS.md":
+        return figures(example).RESULTS
     common = {"settings": lambda: settings(example), "offline": lambda: offline_block(example)}
     return common | figures(example).BLOCKS
 
 
 def pages() -> list[Path]:
-    examples = [example_folder(name) / "README.md" for name in example_names()]
-    return [ROOT / "README.md", side_by_side.PAGE, federation.PAGE, *examples]
+    """Return the pages that have marked places."""
+    names = ("README.md", "RESULTS.md")
+    of_examples = [example_folder(example) / name for example in example_names() for name in names]
+    own = [ROOT / "README.md", side_by_side.PAGE, federation.PAGE]
+    return own + [page for page in of_examples if page.is_file()]
 
 
 def render(page: Path) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr.common.config import parse_config_args
-from measured import processor, result
+from measured import offline_seconds, result
 from repository import as_run_config, example_folder, flatten, flower_settings, load_toml
 
 
@@ -43,21 +43,14 @@ def main() -> int:
     overrides |= parse_config_args([arguments.run_config])
     command = simulation_command(folder, overrides)
     print(f"$ {shlex.join(command)}", flush=True)
-    if not arguments.run_config:
-        print(expected(arguments.example), flush=True)
+    if not arguments.run_config and arguments.example in result("offline")["examples"]:
+        print(f"It took {offline_seconds(arguments.example)}.", flush=True)
     began = time.monotonic()
     status = run([str(Path(sys.executable).parent / command[0]), *command[1:]])
     seconds = time.monotonic() - began
     ending = {0: "ok", 130: "interrupted", 143: "interrupted"}.get(status, "FAILED")
     print(f"{arguments.example}: {ending} after {seconds:.0f} s")
     return status
-
-
-def expected(example: str) -> str:
-    """Say how long it took where it was measured."""
-    measured = result("offline")
-    seconds, hardware = measured["examples"][example]["seconds"], measured["hardware"]
-    return f"It took {seconds:.0f} s on {hardware['cores']} cores of {processor(hardware)}."
 
 
 def run(command: list[str]) -> int:

@@ -14,10 +14,9 @@ from flowertune_llm.config import DTYPES
 from flowertune_llm.dataset import render
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-FILES = ("adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json")
 # Largest change of the loss by rounding the merged weights to a dtype.
 ROUNDING = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
 
@@ -92,12 +91,7 @@ def load(arguments: argparse.Namespace) -> tuple[PeftModel, str]:
     folder = arguments.peft_path
     if (folder / "config.json").is_file():
         raise RuntimeError(f"--peft-path {folder}: is a whole model, which serves as it is")
-    for name in FILES:
-        if not (folder / name).is_file():
-            raise RuntimeError(
-                f"--peft-path {folder}: {name} is missing; give a folder peft_<round> of a run, "
-                "outputs/<date>/<time>/peft_<round>"
-            )
+    models.check_adapter(folder, "--peft-path")
     adapter = PeftConfig.from_pretrained(folder)
     if adapter.peft_type != "LORA":
         raise RuntimeError(
@@ -115,14 +109,11 @@ def load(arguments: argparse.Namespace) -> tuple[PeftModel, str]:
     except RuntimeError as error:
         raise RuntimeError(f"{error}; {way_out}") from None
     try:
-        adapted = PeftModel.from_pretrained(model, folder, torch_device="cpu").eval()
-        with safe_open(folder / FILES[1], framework="pt") as file:
-            if unlike := {*file.keys()} ^ models.adapter_weights(adapted).keys():
-                raise ValueError(f"{min(unlike)} is not in both")
-    except (RuntimeError, ValueError, SafetensorError) as error:
+        adapted = models.with_saved_adapter(model, folder, torch_device="cpu")
+    except RuntimeError as error:
         raise RuntimeError(
             f"--peft-path {folder} is an adapter for {made_for}, and does not fit {base} "
-            f"({models.in_a_line(error)}); {way_out}"
+            f"({error}); {way_out}"
         ) from None
     own = str(described.dtype or torch.float32).removeprefix("torch.")
     return adapted, own if arguments.dtype == "auto" else arguments.dtype

@@ -25,26 +25,12 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest")
     arguments = parser.parse_args()
     try:
-        check_folder(arguments.peft_path)
+        models.check_adapter(arguments.peft_path, "--peft-path")
         tokenizer = AutoTokenizer.from_pretrained(arguments.peft_path)
         model = load(arguments)
     except RuntimeError as error:
         parser.error(str(error))
     answer(model, tokenizer, arguments)
-
-
-def check_folder(folder: Path) -> None:
-    """See that the folder is one that a run has saved.
-
-    Raises:
-        RuntimeError: names the file that is missing.
-    """
-    for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json"):
-        if not (folder / name).is_file():
-            raise RuntimeError(
-                f"--peft-path {folder}: {name} is missing; give a folder peft_<round> of a run, "
-                "outputs/<date>/<time>/peft_<round>"
-            )
 
 
 def load(arguments: argparse.Namespace) -> PeftModel:
@@ -66,11 +52,11 @@ def load(arguments: argparse.Namespace) -> PeftModel:
     except RuntimeError as error:
         raise RuntimeError(f"{error}; --base-model says where the base model is") from None
     try:
-        return PeftModel.from_pretrained(model, arguments.peft_path).eval()
-    except (RuntimeError, ValueError) as error:
+        return models.with_saved_adapter(model, arguments.peft_path)
+    except RuntimeError as error:
         raise RuntimeError(
             f"--peft-path {arguments.peft_path} is an adapter for {made_for}, and does not fit "
-            f"{base} ({str(error).strip().splitlines()[0]})"
+            f"{base} ({error})"
         ) from None
 
 

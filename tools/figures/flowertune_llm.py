@@ -1,14 +1,23 @@
 """Figures of flowertune-llm."""
 
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean, median, stdev
 from typing import Any
 
 from matplotlib.figure import Figure
-from measured import found, no_gpu_figure, result, table, taken
+from measured import (
+    found,
+    no_gpu_figure,
+    offline_seconds,
+    processor,
+    result,
+    table,
+    taken,
+)
 
 ACCURACY, SPEED, GPU = "flowertune-llm-accuracy", "flowertune-llm-speed", "flowertune-llm-gpu"
 PROFILE, BYTES = "flowertune-llm-profile", "flowertune-llm-bytes"
+WORTH = "flowertune-llm-worth"
 # Source: the models' configs on the Hub: layers, width, rank of the default adapter.
 OPEN_LLAMA = {"OpenLLaMA 3B v2": (26, 3200, 32), "OpenLLaMA 7B v2": (32, 4096, 32)}
 
@@ -50,6 +59,41 @@ def accuracy_block() -> str:
         f"named; centralised: all clients' data, the batch of one client, or of both together. "
         f"{taken(measured)}"
     )
+
+
+def worth_block() -> str:
+    """Say how often each model knows the right one of four answers."""
+    if not (measured := found(WORTH)):
+        return (
+            "No figure has been taken yet; `python benchmarks/flowertune_llm_worth.py` takes them."
+        )
+    before = known(measured, "before")
+    rows = []
+    for kind, asked in measured["models"].items():
+        shown = ", ".join(f"{100 * mean(seed['acc']):.1f}" for seed in asked)
+        right = known(measured, kind)
+        gain = [after - first for after, first in zip(right, before, strict=True)]
+        cells = [kind, f"{mean(seed['loss'] for seed in asked):.3f}", f"{percent(right)} ({shown})"]
+        rows.append([*cells, percent(gain, "+") if any(gain) else ""])
+    header = ["SmolLM2-135M", "held-out loss", "right answers, % (each seed)", "more than before"]
+    return (
+        f"{table(header, rows)}\n\n± one standard error; {len(before)} questions in all, on "
+        f"{measured['held_out']} rows for each of the seeds "
+        f"{', '.join(map(str, measured['seeds']))} that no client has; 25 % is chance. Federated: "
+        f"{measured['rounds']} rounds, 2 of 20 clients, {measured['steps']} steps each; "
+        f"centralised: as many steps on the examples of both. Merged by `export.py`, asked by "
+        f"{measured['lm_eval']} in {measured['dtype']}. {taken(measured)}"
+    )
+
+
+def known(measured: dict[str, Any], kind: str) -> list[float]:
+    """Return for each question of each seed whether a model knows the answer: 1, else 0."""
+    return [value for seed in measured["models"][kind] for value in seed["acc"]]
+
+
+def percent(values: list[float], sign: str = "") -> str:
+    error = stdev(values) / len(values) ** 0.5
+    return f"{100 * mean(values):{sign}.1f} ± {100 * error:.1f}"
 
 
 def traffic_block() -> str:
@@ -142,9 +186,8 @@ def speed_block() -> str:
 
 def layerwise_block() -> str:
     """Say what averaging whole models takes: memory, time, and what the time is made of."""
-    memory, published, whole, processes = (
-        result(f"flowertune-llm-layerwise-{part}")
-        for part in ("memory", "published", "70b", "processes")
+    memory, published, whole = (
+        result(f"flowertune-llm-layerwise-{part}") for part in ("memory", "published", "70b")
     )
     rows = [layerwise_row("2 GB", row, memory) for row in memory["rows"]]
     rows += [layerwise_row("5 GB", row, published) for row in published["rows"]]
@@ -152,30 +195,38 @@ def layerwise_block() -> str:
     header = ["model", "clients", "mode", "server's peak", "of it its own, above idle"]
     header += ["a client's peak", "rate"]
     others = ", ".join(f"{gb:g}" for gb in published["published_gigabytes"].values())
-    row, between = whole["row"], "; ".join(map(between_processes, processes["rows"]))
+    row = whole["row"]
     cpu, copies = row["cpu_seconds"], whole["copy_mb_a_second"]
     return (
         f"{table(header, rows)}\n\nThe largest process of its kind, in simulation; what is not "
         f"its own is Ray's memory for messages, mapped into all of its processes. The rate counts "
-        f"all clients' bytes. NVIDIA FLARE's published figures for 5 GB from 4, 8, 12 and 16 "
-        f"clients are {others} GB in memory, 21 GB with its disk offload. The "
-        f"{row['round_seconds']:.0f} s of the 70B model are {cpu['server app']:.0f} s of one "
+        f"all clients' bytes. Weights are made, other ones for each client, and results are not "
+        f"kept.\n\n"
+        f"- NVIDIA FLARE's published figures for 5 GB from 4, 8, 12 and 16 clients are {others} "
+        f"GB in memory, 21 GB with its disk offload.\n"
+        f"- The {row['round_seconds']:.0f} s of the 70B model are {cpu['server app']:.0f} s of one "
         f"core in the server (adding up, rounding), {cpu['client app']:.0f} s in the clients "
         f"(making weights, copying them into Ray's memory) and {cpu['Ray'] + cpu['other']:.0f} s "
-        f"in Ray; a core here copies {copies['into used memory']:,.0f} MB/s into memory in use and "
-        f"{copies['into new memory']:,.0f} MB/s into new. Between real processes over TLS, four of "
-        f"its layers from 2 clients, by the size of a slice: {between}. "
-        f"{taken(memory, published, whole, processes)}"
+        f"in Ray; a core there copies {copies['into used memory']:,.0f} MB/s into memory in use "
+        f"and {copies['into new memory']:,.0f} MB/s into new.\n\n"
+        f"{taken(memory, published, whole)}"
     )
 
 
-def between_processes(row: dict[str, Any]) -> str:
-    """Say how fast it was with one size of slices, and the peaks of the processes."""
-    peaks = ", ".join(
-        f"{kind} {mebibytes(row['peak_bytes'][kind])}"
-        for kind in ("server app", "SuperLink", "SuperNode", "client app")
+def processes_block() -> str:
+    """Say what whole models take between real processes, by the size of a slice."""
+    measured = result("flowertune-llm-layerwise-processes")
+    kinds = ("server app", "SuperLink", "SuperNode", "client app")
+    rows = [
+        [f"{row['slice_megabytes']} MiB", f"{row['mb_a_second']} MB/s"]
+        + [mebibytes(row["peak_bytes"][kind]) for kind in kinds]
+        for row in measured["rows"]
+    ]
+    header = ["a slice", "rate", *(f"peak of the {kind}" for kind in kinds)]
+    return (
+        f"{table(header, rows)}\n\nFour layers of Llama-3.1-70B from 2 clients, over TLS on one "
+        f"machine. {taken(measured)}"
     )
-    return f"{row['slice_megabytes']} MiB {row['mb_a_second']} MB/s (peaks: {peaks})"
 
 
 def layerwise_row(model: str, row: dict[str, Any], measured: dict[str, Any]) -> list[str]:
@@ -248,9 +299,30 @@ def offline_block() -> str:
     measured = result("offline")
     run = measured["examples"][NAME]
     return (
-        f"Four rounds, 2 of 20 clients each, {run['seconds']:.0f} s with fetching and converting "
-        f"the model: the held-out loss falls from {run['first']['loss']:.2f} to "
-        f"{run['last']['loss']:.2f} nats per token. {taken(measured)}"
+        f"In four rounds of 2 of 20 clients the held-out loss falls from "
+        f"{run['first']['loss']:.2f} to {run['last']['loss']:.2f} nats per token. With fetching "
+        f"and converting the model it takes {offline_seconds(NAME)}. {taken(measured)}"
+    )
+
+
+def time_block() -> str:
+    """Say where the time of the offline run goes, on each kind of processor."""
+    measured = result("offline")
+    if "again" not in measured["examples"][NAME]:
+        return "No figure has been taken yet; `python benchmarks/offline.py` takes them."
+    kinds = {processor(measured["hardware"]): "examples", "the same with AVX2 alone": "avx2"}
+    rows = []
+    for name, key in kinds.items():
+        if key in measured:
+            first, again = measured[key][NAME]["seconds"], measured[key][NAME]["again"]
+            train, test = again["train"], again["evaluate"]
+            seconds = [first, again["seconds"], again["seconds"] - again["rounds"]]
+            seconds += [train, test, again["rounds"] - train - test]
+            rows.append([name, *(f"{value:.0f} s" for value in seconds)])
+    header = ["processor", "first time", "again", "of that start-up", "training", "testing", "rest"]
+    return (
+        f"{table(header, rows)}\n\nThe first time with fetching and converting the model. Training "
+        f"is that of the slowest client in each round. {taken(measured)}"
     )
 
 
@@ -263,6 +335,30 @@ def offline() -> str:
 def headline() -> str:
     federated, central = mean(ends("federated, float32")), mean(ends(hardest()))
     return f"loss {federated:.3f} (centralised {central:.3f})"
+
+
+def reached_block() -> str:
+    """Say in a sentence what federated training reaches."""
+    measured = result(ACCURACY)
+    name = "federated, float32"
+    before = mean(points[0][1] for points in measured["runs"][name])
+    return (
+        f"After {measured['rounds'] * measured['steps']} steps the loss on answers that no client "
+        f"has is {mean(ends(name)):.3f} nats per token, {before:.3f} before, and "
+        f"{mean(ends(hardest())):.3f} after as many steps of centralised training.{answers()}"
+    )
+
+
+def answers() -> str:
+    """Say how many answers the models know, if they were asked."""
+    if not (measured := found(WORTH)):
+        return ""
+    kinds = ("federated", "before", "centralised")
+    after, before, central = (f"{100 * mean(known(measured, kind)):.0f}" for kind in kinds)
+    return (
+        f" Of four answers, one of them right, the federated model chooses the right one for "
+        f"{after} of 100 questions: {before} before, {central} after centralised training."
+    )
 
 
 def draw_loss(path: Path) -> None:
@@ -293,14 +389,17 @@ NAME = "flowertune-llm"
 TEACHES = "LoRA fine-tuning of a quantised language model, only adapters travel"
 DATA = "Alpaca-GPT4, or Python's documentation, 20 partitions"
 MODEL = "OpenLLaMA 3B/7B, or SmolLM2-135M"
-BLOCKS = {
+BLOCKS = {"reached": reached_block, "offline": offline_block}
+RESULTS = {
     "accuracy": accuracy_block,
+    "worth": worth_block,
     "traffic": traffic_block,
     "bytes": bytes_block,
+    "time": time_block,
     "speed": speed_block,
-    "layerwise": layerwise_block,
     "gpu": gpu_block,
-    "offline": offline_block,
+    "layerwise": layerwise_block,
+    "processes": processes_block,
     "profile": profile_block,
 }
 PLOTS = {"loss": draw_loss, "bytes": draw_bytes, "layerwise": draw_layerwise}

@@ -27,8 +27,8 @@ def train(message: Message, context: Context) -> Message:
     """Train the global adapter on the local examples; the base model stays as it is."""
     from flowertune_llm import training, transport
 
-    config = Config.from_run_config(context.run_config)
     round_config, partition = message.content["config"], partition_id(context)
+    config = Config.from_run_config(context.run_config).at(partition)
     change, report = training.train_adapter(
         config,
         transport.received(config, message.content["arrays"]),

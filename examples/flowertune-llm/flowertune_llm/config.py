@@ -1,8 +1,8 @@
 """This example's own settings; those that every example has are in kit/settings.py."""
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from flowertune_llm.kit.settings import (
     Settings,
@@ -74,6 +74,11 @@ class Config(
                 f"{cls.key_of('learning_rate_max')} = {high}"
             )
         return values
+
+    def at(self, partition: int) -> Self:
+        """Return the settings of one client; the server takes those of client 0 for its model."""
+        name = self.model_name.replace("{partition}", str(partition))
+        return replace(self, model_name=name)
 
     @property
     def outer_step(self) -> bool:

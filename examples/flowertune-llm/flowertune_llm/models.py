@@ -53,6 +53,8 @@ TEMPLATES = {
     ),
 }
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json")
+
 if not sys.stderr.isatty():
     transformers.utils.logging.disable_progress_bar()
 
@@ -417,3 +419,33 @@ def save_adapter(arrays: "Arrays", config: Config, folder: Path) -> None:
         safetensors.numpy.save_file(arrays, path / "adapter_model.safetensors", {"format": "pt"})
         load_tokenizer(config).save_pretrained(path)
         os.replace(path, folder)  # noqa: PTH105
+
+
+def check_adapter(folder: Path, what: str) -> None:
+    """See that a folder is one that `save_adapter` has written; errors begin with `what`.
+
+    Raises:
+        RuntimeError: names the file that is missing.
+    """
+    for name in ADAPTER_FILES:
+        if not (folder / name).is_file():
+            raise RuntimeError(
+                f"{what} {folder}: {name} is missing; give a folder peft_<round> of a run, "
+                "outputs/<date>/<time>/peft_<round>"
+            )
+
+
+def with_saved_adapter(model: PreTrainedModel, folder: Path, **options: Any) -> PeftModel:
+    """Put a saved adapter on its base model; PEFT alone passes over tensors of another model.
+
+    Raises:
+        RuntimeError: it is no adapter of this model; names a tensor.
+    """
+    try:
+        adapted = PeftModel.from_pretrained(model, folder, **options).eval()
+        with safetensors.safe_open(folder / ADAPTER_FILES[1], framework="pt") as file:
+            if unlike := {*file.keys()} ^ adapter_weights(adapted).keys():
+                raise ValueError(f"{min(unlike)} is not in both")
+    except (RuntimeError, ValueError, safetensors.SafetensorError) as error:
+        raise RuntimeError(in_a_line(error)) from None
+    return adapted

@@ -25,7 +25,7 @@ app = ServerApp()
 @app.main()
 @shown
 def main(grid: Grid, context: Context) -> None:
-    config = Config.from_run_config(context.run_config)
+    config = Config.from_run_config(context.run_config).at(0)
     run = Run(config, context.run_config)
     strategy = FedAvg()  # or any other of Flower's
     if config.outer_step:

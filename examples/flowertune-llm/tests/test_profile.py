@@ -191,7 +191,7 @@ def test_thousands_of_messages_add_up_to_one_row(tmp_path):
     with profiler.profiled(True, tmp_path, -1) as end_round:
         grid = profiler.watched(Loopback(profiled_reply))
         for _ in range(20):
-            for reply in grid.send_and_receive(messages(100)):
+            for reply in grid.pull_messages(grid.push_messages(messages(100))):
                 assert list(reply.content) == ["arrays"]
         kept = hooks.active
         assert (len(kept.sent), len(kept.tasks), len(kept.network)) == (0, 1, 1)
@@ -216,7 +216,7 @@ def test_errors_nonsense_and_clocks_apart_break_nothing(tmp_path):
     )
     with profiler.profiled(True, tmp_path, -1) as end_round:
         grid = profiler.watched(Loopback(lambda message: next(answers)(message)))
-        replies = grid.send_and_receive(messages(5))
+        replies = grid.pull_messages(grid.push_messages(messages(5)))
         assert not any("profile" in reply.content for reply in replies if reply.has_content())
         grid.grid.answer = profiled_reply
         grid.push_messages(messages(1))  # nobody asks for the answer

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -96,7 +97,9 @@ def test_answer_ends_where_the_model_ends_a_turn(ask, small_model):
     assert lengths == [20, 1]
 
 
-def test_adapter_for_another_model_is_refused(ask, finished, small_model, monkeypatch, capsys):
+def test_adapter_for_another_model_is_refused(
+    ask, finished, small_model, tmp_path, monkeypatch, capsys
+):
     def refused(*words: object) -> str:
         monkeypatch.setattr(sys, "argv", ["test.py", "--question", "Why?", *map(str, words)])
         with pytest.raises(SystemExit):
@@ -108,6 +111,12 @@ def test_adapter_for_another_model_is_refused(ask, finished, small_model, monkey
     assert f"does not fit {small_model}" in told
     told = refused("--peft-path", finished)
     assert "adapter_config.json is missing; give a folder peft_<round>" in told
+    strange = shutil.copytree(adapter, tmp_path / "peft_4")
+    arrays = safetensors.numpy.load_file(strange / "adapter_model.safetensors")
+    arrays["base_model.model.gate.lora_A.weight"] = arrays.pop(min(arrays))
+    safetensors.numpy.save_file(arrays, strange / "adapter_model.safetensors")
+    told = refused("--peft-path", strange)
+    assert re.search(r"is an adapter for .*, and does not fit .* is not in both", told)
 
 
 @pytest.fixture

@@ -131,9 +131,15 @@ class Checkpoint:
         return " ".join(f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
 
 
-@lru_cache(maxsize=4)
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Open a folder's files once for each process."""
+    """Open a folder's files once for each process, and again when one of them is another."""
+    stats = [(path.name, path.stat()) for path in sorted(folder.glob("*.safetensors*"))]
+    return opened(folder, tuple((n, s.st_ino, s.st_size, s.st_mtime_ns) for n, s in stats))
+
+
+@lru_cache(maxsize=4)
+def opened(folder: Path, files: tuple[tuple[str, int, int, int], ...]) -> Checkpoint:
+    """Open a folder; `files` tells what is in it."""
     return Checkpoint(folder)
 
 

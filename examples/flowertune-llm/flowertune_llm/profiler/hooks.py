@@ -4,7 +4,6 @@ Without `profile.enabled` each passes straight through. With it, a client's figu
 record of their own, which the server takes out of the reply before the strategy sees it.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,7 +13,6 @@ from typing import Any, cast
 from flwr.app import ConfigRecord, Context, Message
 from flwr.serverapp import Grid
 
-from flowertune_llm.kit.flower import collect
 from flowertune_llm.profiler.recorder import FILE, Cost, Recorder, cost_of, measured, size_of
 
 RECORD = "profile"  # in a reply: what the task has cost the client
@@ -60,12 +58,6 @@ class WatchedGrid:
             record = reply.content.pop(RECORD, None) if reply.has_content() else None
             self.recorder.pulled(reply, cost_of(record), end)
         return replies
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> list[Message]:
-        ids = [message_id for message_id in self.push_messages(messages) if message_id]
-        return list(collect(cast(Grid, self), ids, math.inf if timeout is None else timeout))
 
     def task(self, name: str) -> AbstractContextManager[None]:
         """Measure a task of the server that has only the Grid in its hands."""

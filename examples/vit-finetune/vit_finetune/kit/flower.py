@@ -1,8 +1,7 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""What the pinned Flower needs: errors that it shows, replies as soon as they are there."""
+"""What the pinned Flower needs: errors that it shows, nodes that say which partition they hold."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import wraps
 from logging import ERROR
 from typing import cast
@@ -41,21 +40,6 @@ def shown(main: Main) -> Main:
             raise RunFailed(str(error)).with_traceback(error.__traceback__) from None
 
     return wrapped
-
-
-def collect(grid: Grid, message_ids: Iterable[str], timeout: float) -> Iterator[Message]:
-    """Yield the replies that come within `timeout` seconds, as they come.
-
-    Waits a fiftieth of the time spent so far between two looks, a second at most: quicker than
-    `Grid.send_and_receive`, which looks every 0.1 s in simulation and every 3 s in deployment.
-    """
-    pending = set(message_ids)
-    began = time.monotonic()
-    while pending and (waited := time.monotonic() - began) < timeout:
-        for reply in list(grid.pull_messages(pending)):
-            pending.discard(reply.metadata.reply_to_message_id)
-            yield reply
-        time.sleep(min(0.005 + waited / 50, 1.0) if pending else 0)
 
 
 def is_simulated(grid: Grid) -> bool:

@@ -1,0 +1,51 @@
+"""What a round will cost: seconds and bytes, from the clients drawn, the model, and the link.
+
+Seconds come from a model that was fitted to rounds measured in simulation (results/
+population-cost.json); a link adds the time that its bits take. A round costs the same whatever the
+population, so the number of clients only has to be as large as that of those drawn.
+"""
+
+import argparse
+
+from measured import found, place
+
+WAVES = 3  # messages for each worker, as in kit/population.py
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, required=True, help="of the population")
+    parser.add_argument("--drawn", type=int, required=True, help="clients that train in a round")
+    parser.add_argument("--model-mb", type=float, required=True, help="MB of the model's arrays")
+    parser.add_argument("--link-mbit", type=float, default=0, help="of the server, Mbit/s; 0: none")
+    parser.add_argument("--train-seconds", type=float, default=0.05, help="of a core, a client")
+    parser.add_argument("--workers", type=int, default=2, help="clients that train at once")
+    asked = parser.parse_args()
+    for name in ("clients", "drawn", "model_mb", "workers"):
+        if getattr(asked, name) <= 0:
+            parser.error(f"--{name.replace('_', '-')} = {getattr(asked, name)}: must be above 0")
+    if asked.drawn > asked.clients:
+        parser.error(f"--drawn = {asked.drawn} is more than --clients = {asked.clients}")
+    measured = found("population-cost")
+    if measured is None:
+        parser.error("nothing was measured yet: python benchmarks/population.py cost")
+    moved = asked.drawn * asked.model_mb
+    terms = [1.0, asked.drawn / asked.workers, moved / asked.workers, moved]
+    training = asked.drawn * asked.train_seconds / asked.workers
+    around = sum(factor * term for factor, term in zip(measured["factors"], terms, strict=True))
+    down = min(asked.drawn, WAVES * asked.workers) * asked.model_mb
+    link = 8 * (down + moved) / asked.link_mbit if asked.link_mbit else 0.0
+    off = max(abs(case["error"]) for case in measured["others"])
+    print(
+        f"A round of {asked.drawn:,} of {asked.clients:,} clients, {asked.workers} at once: "
+        f"{training + around + link:.2f} s\n"
+        f"  training  {training:8.2f} s   {asked.train_seconds} s for each client\n"
+        f"  around it {around:8.2f} s   messages, copies, averaging\n"
+        f"  the link  {link:8.2f} s   {down:.1f} MB down, {moved:.1f} MB up\n"
+        f"  memory of the server for replies: {moved:.0f} MB\n"
+        f"Fitted to rounds on {place(measured)}; off by at most {off:.0%} where it was not fitted."
+    )
+
+
+if __name__ == "__main__":
+    main()
