@@ -6,7 +6,7 @@ SuperNode, training or testing, is four stages.
 
 - look: from its last reply to the next message; Flower looks every 3 s.
 - launch: to the start of the ClientApp's process; Flower looks every second, the newest release
-  ten times a second here, and without --warm the process imports Flower.
+  every half here, and without --warm the process imports Flower.
 - app: to the reply's sending: imports, data, training or testing; Flower looks every 0.5 s.
 - send: until the SuperLink has the reply.
 
@@ -31,7 +31,7 @@ from kit.federation import Federation
 from kit.federation.__main__ import settings
 
 APP = ROOT / "examples" / "advanced-pytorch"
-NODES, ROUNDS = 2, 6
+NODES, ROUNDS = 2, 5
 # In a SuperNode's log, each message in this order; on the newest release the third may be second.
 MARKS = {
     "received": r"Receiving: (train|evaluate) message",

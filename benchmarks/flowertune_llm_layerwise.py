@@ -14,6 +14,8 @@ import os
 import re
 import tempfile
 import time
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +111,8 @@ def whole_70b() -> dict[str, Any]:
     return {"row": row, "copy_mb_a_second": rates}
 
 
-def processes() -> dict[str, Any]:
-    return {"rows": [between_processes(megabytes) for megabytes in SLICES]}
+def processes(slices: Sequence[int]) -> dict[str, Any]:
+    return {"rows": [between_processes(megabytes) for megabytes in slices]}
 
 
 def between_processes(slice_megabytes: int) -> dict[str, Any]:
@@ -143,9 +145,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("part", choices=PARTS)
-    part = parser.parse_args().part
-    with measurement(f"flowertune-llm-layerwise-{part}", seeds=(SEED,)) as result:
-        result |= PARTS[part]()
+    parser.add_argument(
+        "--slices", nargs="+", type=int, default=SLICES, help="between processes: their MiB"
+    )
+    given = parser.parse_args()
+    name = f"flowertune-llm-layerwise-{given.part}"
+    if not version("flwr").startswith("1.25."):
+        name += "-newest"
+    with measurement(name, seeds=(SEED,)) as result:
+        result |= processes(given.slices) if given.part == "processes" else PARTS[given.part]()
 
 
 if __name__ == "__main__":

@@ -74,8 +74,8 @@ def pages() -> list[Path]:
     """Return the pages that have marked places."""
     names = ("README.md", "RESULTS.md")
     of_examples = [example_folder(example) / name for example in example_names() for name in names]
-    own = [ROOT / "README.md", side_by_side.PAGE, federation.PAGE]
-    return own + [page for page in of_examples if page.is_file()]
+    shown = [ROOT / "README.md", side_by_side.PAGE, federation.PAGE]
+    return [*shown, *filter(Path.is_file, of_examples)]
 
 
 def render(page: Path) -> str:

@@ -214,18 +214,20 @@ def layerwise_block() -> str:
 
 
 def processes_block() -> str:
-    """Say what whole models take between real processes, by the size of a slice."""
-    measured = result("flowertune-llm-layerwise-processes")
+    """Say what whole models take between real processes, by release and the size of a slice."""
+    name = "flowertune-llm-layerwise-processes"
+    measured = [result(name), *filter(None, [found(f"{name}-newest")])]
     kinds = ("server app", "SuperLink", "SuperNode", "client app")
     rows = [
-        [f"{row['slice_megabytes']} MiB", f"{row['mb_a_second']} MB/s"]
+        [one["packages"]["flwr"], f"{row['slice_megabytes']} MiB", f"{row['mb_a_second']} MB/s"]
         + [mebibytes(row["peak_bytes"][kind]) for kind in kinds]
-        for row in measured["rows"]
+        for one in measured
+        for row in one["rows"]
     ]
-    header = ["a slice", "rate", *(f"peak of the {kind}" for kind in kinds)]
+    header = ["flwr", "a slice", "rate", *(f"peak of the {kind}" for kind in kinds)]
     return (
         f"{table(header, rows)}\n\nFour layers of Llama-3.1-70B from 2 clients, over TLS on one "
-        f"machine. {taken(measured)}"
+        f"machine. {taken(*measured)}"
     )
 
 

@@ -63,7 +63,8 @@ class Newest(Pinned):
     environment: ClassVar = {
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds; 1 by default
+        # Seconds, by default 1. With much less, ClientApps ask for what is not there yet, and wait.
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
     }
 
     def apis(self) -> dict[str, str]:
