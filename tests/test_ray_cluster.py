@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from on_this_machine import BIN, CIFAR, posix_only
+from on_this_machine import BIN, CIFAR, PINNED, posix_only
 from repository import ROOT
 
 from kit.federation import free_addresses
@@ -69,15 +69,32 @@ def command_of(process: psutil.Process) -> str:
         return ""
 
 
-def test_simulation_spreads_over_two_nodes(cluster, tmp_path):
+@pytest.mark.parametrize("way", ["init_args", "RAY_ADDRESS"])
+def test_simulation_spreads_over_two_nodes(way, cluster, tmp_path):
+    """By the pinned release's own way, and by that of both."""
     address, nodes = cluster
-    backend = {"init_args": {"address": address}, "client_resources": {"num_cpus": 1}}
-    command = [BIN / "flower-simulation", "--app", CIFAR, "--num-supernodes", "4"]
-    command += ["--backend-config", json.dumps(backend)]
-    command += ["--run-config", "dataset='digits' partitioning='iid' num-server-rounds=3"]
+    settings = [
+        "--app",
+        CIFAR,
+        "--run-config",
+        "dataset='digits' partitioning='iid' num-server-rounds=3",
+    ]
+    command, environment = [sys.executable, "-m", "kit.simulation", *settings], dict(os.environ)
+    if way == "RAY_ADDRESS":
+        environment |= {"RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)}
+    elif PINNED:
+        backend = {"init_args": {"address": address}, "client_resources": {"num_cpus": 1}}
+        command = [BIN / "flower-simulation", *settings, "--num-supernodes", "2"]
+        command += ["--backend-config", json.dumps(backend)]
+    else:
+        pytest.skip("newer Flower takes no address")
     log = (tmp_path / "simulation.log").open("w+")
     simulated = subprocess.Popen(
-        [str(word) for word in command], cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT
+        [str(word) for word in command],
+        cwd=tmp_path,
+        env=environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
     )
     used = set()  # the Ray nodes on which a client has run
     while simulated.poll() is None:

@@ -197,6 +197,8 @@ class NewestFlower:
         except Failed as error:
             if SLOW_START not in str(error):
                 raise
+            # It was killed, and has left a database that may be half-made.
+            shutil.rmtree(Path(environment["FLWR_HOME"], "local-superlink"))
             return self.flwr(name, environment, *command)["run-id"]
 
     def flwr(self, name: str, environment: dict[str, str], *words: str) -> dict[str, Any]:
