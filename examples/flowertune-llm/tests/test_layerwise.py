@@ -407,7 +407,7 @@ def test_each_site_trains_the_model_in_its_own_folder(rank, little, small_model,
     shutil.copytree(small_model, tmp_path / "site-1")
     little |= {"num-server-rounds": 2, "strategy.fraction-train": 1.0}
     little |= {"model.lora.peft-lora-r": rank, "train.seq-length": 64}
-    little |= {"aggregation.client-dir": str(tmp_path / "clients")}
+    little |= {"client-dir": str(tmp_path / "clients")}
     name = str(tmp_path / "site-{partition}")
     wanted = in_process(tmp_path / "same", 2, **little)
     assert in_process(tmp_path / "own", 2, **little | {"model.name": name}) == wanted

@@ -37,6 +37,10 @@ RUN_SECONDS, START_SECONDS = 3600, 600
 
 sign_messages(1)  # tests make messages where no run does
 
+# A shell's background jobs ignore Ctrl-C, and so would all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 posix_only = pytest.mark.skipif(os.name == "nt", reason="stops processes by their POSIX group")
 
 
