@@ -88,14 +88,16 @@ def ask(python: Path, model: Path, run: Path) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    seeds = parser.parse_args().seeds
     torch.set_num_threads(2)
-    with measurement("flowertune-llm-worth", SEEDS) as result, tempfile.TemporaryDirectory() as own:
+    with measurement("flowertune-llm-worth", seeds) as result, tempfile.TemporaryDirectory() as own:
         python = environment(Path(own, "environment"))
         pinned = ["--constraint", str(ROOT / "constraints.txt")]
         install(python, ["--editable", str(APP), LM_EVAL, *pinned], "--quiet")
         models_asked: dict[str, list[dict[str, Any]]] = {}
-        for seed in SEEDS:
+        for seed in seeds:
             with tempfile.TemporaryDirectory() as name:
                 folder, run_config = Path(name), settings(seed)
                 run, (before, after) = federated(run_config, folder)
