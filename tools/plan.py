@@ -35,7 +35,7 @@ def main() -> None:
     around = sum(factor * term for factor, term in zip(measured["factors"], terms, strict=True))
     down = min(asked.drawn, WAVES * asked.workers) * asked.model_mb
     link = 8 * (down + moved) / asked.link_mbit if asked.link_mbit else 0.0
-    off = max(abs(case["error"]) for case in measured["others"])
+    off = {k: max(abs(case["error"]) for case in measured[k]) for k in ("fitted", "others")}
     print(
         f"A round of {asked.drawn:,} of {asked.clients:,} clients, {asked.workers} at once: "
         f"{training + around + link:.2f} s\n"
@@ -43,7 +43,8 @@ def main() -> None:
         f"  around it {around:8.2f} s   messages, copies, averaging\n"
         f"  the link  {link:8.2f} s   {down:.1f} MB down, {moved:.1f} MB up\n"
         f"  memory of the server for replies: {moved:.0f} MB\n"
-        f"Fitted to rounds on {place(measured)}; off by at most {off:.0%} where it was not fitted."
+        f"Fitted to rounds on {place(measured)}: off by up to {off['fitted']:.0%} there, "
+        f"{off['others']:.0%} in rounds that it was not fitted to."
     )
 
 
