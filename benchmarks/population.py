@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from common import ROOT, SEED, default_dataset, measurement, simulate
+from plan import terms
 from watch import Memory
 
 GPU_SCALING, COST_APP = ROOT / "examples" / "gpu-scaling", ROOT / "benchmarks" / "cost_app"
@@ -84,10 +85,9 @@ def seconds_of(case: Case) -> float:
 TERMS = ["round", "client", "MB of a client, by its worker", "MB of a client, by the server"]
 
 
-def terms(case: Case) -> list[float]:
-    """Return what the seconds of a round are a sum of, beside the training."""
-    moved = case.drawn * case.megabytes
-    return [1.0, case.drawn / case.workers, moved / case.workers, moved]
+def of(case: Case) -> np.ndarray:
+    """Return the terms of the model of the cost."""
+    return np.array(terms(case.drawn, case.workers, case.megabytes))
 
 
 def training(case: Case) -> float:
@@ -98,27 +98,17 @@ def cost(dataset: str) -> dict[str, Any]:
     taken = {case: seconds_of(case) for case in FITTED + OTHERS}
     left = np.array([taken[case] - training(case) for case in FITTED])
     weights = 1 / np.array([taken[case] for case in FITTED])  # what counts is the relative error
-    rows = np.array([terms(case) for case in FITTED])
+    rows = np.array([of(case) for case in FITTED])
     factors = np.linalg.lstsq(rows * weights[:, None], left * weights, rcond=None)[0]
 
     def error(case: Case) -> float:
-        return float((terms(case) @ factors + training(case)) / taken[case] - 1)
+        return float((of(case) @ factors + training(case)) / taken[case] - 1)
 
-    found = {
-        "terms": [
-            "round",
-            "client",
-            "MB of a client, by its worker",
-            "MB of a client, by the server",
-        ],
-        "factors": factors.tolist(),
-        "fitted": [
-            case._asdict() | {"taken": taken[case], "error": error(case)} for case in FITTED
-        ],
-        "others": [
-            case._asdict() | {"taken": taken[case], "error": error(case)} for case in OTHERS
-        ],
-    }
+    def compared(cases: list[Case]) -> list[dict[str, float]]:
+        return [case._asdict() | {"taken": taken[case], "error": error(case)} for case in cases]
+
+    found = {"terms": TERMS, "factors": factors.tolist()}
+    found |= {"fitted": compared(FITTED), "others": compared(OTHERS)}
     for kind in ("fitted", "others"):
         print(kind, max(abs(row["error"]) for row in found[kind]))
     return found

@@ -12,6 +12,12 @@ from measured import found, place
 WAVES = 3  # messages for each worker, as in kit/population.py
 
 
+def terms(drawn: int, workers: int, megabytes: float) -> list[float]:
+    """Return what the seconds of a round are a sum of, each times a factor, beside the training."""
+    moved = drawn * megabytes
+    return [1.0, drawn / workers, moved / workers, moved]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, required=True, help="of the population")
@@ -30,9 +36,9 @@ def main() -> None:
     if measured is None:
         parser.error("nothing was measured yet: python benchmarks/population.py cost")
     moved = asked.drawn * asked.model_mb
-    terms = [1.0, asked.drawn / asked.workers, moved / asked.workers, moved]
     training = asked.drawn * asked.train_seconds / asked.workers
-    around = sum(factor * term for factor, term in zip(measured["factors"], terms, strict=True))
+    parts = terms(asked.drawn, asked.workers, asked.model_mb)
+    around = sum(factor * part for factor, part in zip(measured["factors"], parts, strict=True))
     down = min(asked.drawn, WAVES * asked.workers) * asked.model_mb
     link = 8 * (down + moved) / asked.link_mbit if asked.link_mbit else 0.0
     off = {k: max(abs(case["error"]) for case in measured[k]) for k in ("fitted", "others")}

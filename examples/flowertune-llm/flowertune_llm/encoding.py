@@ -29,11 +29,11 @@ def decode(record: ArrayRecord) -> Arrays:
     Raises:
         TypeError, ValueError, RuntimeError: they hold no numbers, or too few.
     """
-    return {
-        name: from_blocks(array) if array.dtype in LEVELS and array.stype == "blocks"
-        else from_floats(array)
-        for name, array in record.items()
-    }  # fmt: skip
+    arrays = {}
+    for name, array in record.items():
+        whole_numbers = array.dtype in LEVELS and array.stype == "blocks"
+        arrays[name] = (from_blocks if whole_numbers else from_floats)(array)
+    return arrays
 
 
 def floats(array: np.ndarray, dtype: str) -> Array:

@@ -16,7 +16,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from .flower import is_simulated, registered
-from .population import ByNode, Everyone, Players
+from .population import Everyone, Players
 from .processes import cores
 from .replies import cause
 from .settings import Settings
@@ -96,10 +96,10 @@ class Clients:
         self.needed = dict(needed or {}) | {config.key_of("min_replies"): config.min_replies}
         self.population = population
         # By node id, which Flower draws anew in each run.
-        self.partitions: dict[int, int] | ByNode = {}
+        self.partitions: dict[int, int] | Everyone = {}
         if population:
             self.grid, self.needed = Players(grid, population), dict(needed or {})
-            self.partitions = ByNode(population)
+            self.partitions = Everyone(population)
         self.num_partitions = 0  # of the data, as the nodes know it
         self.awaited: list[int] = []  # node ids of the last messages, of those to be sent yet, too
         self.asked: dict[str, int] = {}  # node ids by message id, of the last messages
@@ -160,7 +160,7 @@ class Clients:
         if self.check and not self.num_partitions:
             self.check(self.population)
         self.num_partitions = self.population
-        return Everyone(self.population)
+        return self.partitions
 
     def identify(self, node_id: int, reply: Message) -> str:
         """Note which partition a node holds, and of how many; or say what is wrong."""

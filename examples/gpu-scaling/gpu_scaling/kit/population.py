@@ -71,7 +71,7 @@ def copied(record: Any) -> Any:
 
 
 class Everyone(Mapping[int, int]):
-    """The clients of a population, all of them connected: a node id for each, of no real node."""
+    """The clients of a population, all of them connected: each number is its own node id."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -85,25 +85,7 @@ class Everyone(Mapping[int, int]):
     def __getitem__(self, client: int) -> int:
         if not 0 <= client < self.size:
             raise KeyError(client)
-        return client + 1
-
-
-class ByNode(Mapping[int, int]):
-    """The numbers of a population's clients, by the node ids of `Everyone`."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(1, self.size + 1))
-
-    def __getitem__(self, node_id: int) -> int:
-        if not 0 < node_id <= self.size:
-            raise KeyError(node_id)
-        return node_id - 1
+        return client
 
 
 class Players:
@@ -144,7 +126,7 @@ class Players:
 
     def to_node(self, part: list[Message], turn: int) -> Message:
         """Return the message that has a node play some clients; nodes take turns."""
-        clients = [message.metadata.dst_node_id - 1 for message in part]
+        clients = [message.metadata.dst_node_id for message in part]
         played = ConfigRecord({"clients": clients, "population": self.population})
         content = RecordDict(dict(part[0].content) | {PLAYED: played})
         kind = part[0].metadata.message_type
@@ -161,7 +143,7 @@ def apart(reply: Message, message: Message) -> Message:
     """Return a client's own part of a node's reply, as the reply to its message."""
     if reply.has_error():
         return Message(reply.error, reply_to=message)
-    prefix = f"{message.metadata.dst_node_id - 1} "
+    prefix = f"{message.metadata.dst_node_id} "
     content = RecordDict(
         {n.removeprefix(prefix): r for n, r in reply.content.items() if n.startswith(prefix)}
     )
