@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from figures import federation, side_by_side
+from figures import federation, population, side_by_side
 from measured import found, offline_block, result, table, taken, with_avx2
 from repository import ROOT, example_folder, example_names
 
@@ -46,13 +46,16 @@ def examples_table() -> str:
 
 def newest_flower() -> str:
     """Say which newest release `make test-latest` last passed on, and what that ran."""
-    measured = found("newest-flower")
-    if not measured:
+    seen = [*filter(None, [found("newest-flower"), found("newest-flower-avx2")])]
+    if not seen:
         return "No newer release was seen to pass `make test-latest` yet."
+    minutes = " and ".join(
+        f"{measured['wall_seconds'] / 60:.0f} with {measured['hardware']['instructions']}"
+        for measured in seen
+    )
     return (
-        f"**flwr {measured['packages']['flwr']}** is the newest release that all of this was last "
-        f"seen to pass on, in {measured['wall_seconds'] / 60:.0f} minutes: "
-        f"{', '.join(measured['passed'])}. {taken(measured)}"
+        f"**flwr {seen[0]['packages']['flwr']}** is the newest release that all of this was last "
+        f"seen to pass on: {', '.join(seen[0]['passed'])}; in minutes, {minutes}. {taken(*seen)}"
     )
 
 
@@ -60,7 +63,7 @@ def blocks(page: Path) -> dict[str, Callable[[], str]]:
     """Return what fills the marked places of a page."""
     if page == ROOT / "README.md":
         return {"examples": examples_table, "newest": newest_flower}
-    for shown in (side_by_side, federation):
+    for shown in (side_by_side, federation, population):
         if page == shown.PAGE:
             return shown.BLOCKS
     example = page.parent.name
@@ -74,7 +77,7 @@ def pages() -> list[Path]:
     """Return the pages that have marked places."""
     names = ("README.md", "RESULTS.md")
     of_examples = [example_folder(example) / name for example in example_names() for name in names]
-    shown = [ROOT / "README.md", side_by_side.PAGE, federation.PAGE]
+    shown = [ROOT / "README.md", side_by_side.PAGE, federation.PAGE, population.PAGE]
     return [*shown, *filter(Path.is_file, of_examples)]
 
 
@@ -97,9 +100,10 @@ def main() -> None:
     for page in pages():
         page.write_text(render(page))
         print(page.relative_to(ROOT))
-    folder = side_by_side.PAGE.parent / "_static"
-    folder.mkdir(exist_ok=True)
-    side_by_side.draw(folder / side_by_side.PLOT)
+    for shown in (side_by_side, population):
+        folder = shown.PAGE.parent / "_static"
+        folder.mkdir(exist_ok=True)
+        shown.draw(folder / shown.PLOT)
     for name in example_names():
         folder = example_folder(name) / "_static"
         folder.mkdir(exist_ok=True)
