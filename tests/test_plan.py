@@ -4,11 +4,8 @@ import re
 import subprocess
 import sys
 
-import plan
 import pytest
 from repository import ROOT
-
-from kit import population
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -17,21 +14,16 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_link_takes_the_time_of_its_bits():
-    """100 replies of 4 MB, and the model for three waves of 2 workers, at 100 MB a second."""
+    """100 replies of 4 MB, and the model for each of 2 workers, at 100 MB a second."""
     done = run("CLIENTS=1000000", "DRAWN=100", "MODEL_MB=4", "LINK_MBIT=800", "TRAIN_SECONDS=0.1")
     assert done.returncode == 0, done.stderr
     parts = {name: float(x) for name, x in re.findall(r"^  (.+?) +([\d.]+) s ", done.stdout, re.M)}
     assert parts["training"] == pytest.approx(100 * 0.1 / 2)
-    assert parts["the link"] == pytest.approx((24 + 400) / 100)
+    assert parts["the link"] == pytest.approx((8 + 400) / 100)
     assert parts["around it"] > 0
     [total] = re.findall(r"2 at once: ([\d.]+) s", done.stdout)
     assert float(total) == pytest.approx(sum(parts.values()), abs=0.02)
-    assert "24.0 MB down, 400.0 MB up" in done.stdout
-
-
-def test_waves_are_those_of_the_kit():
-    """Twice, for the plan needs no Flower."""
-    assert plan.WAVES == population.WAVES
+    assert "8.0 MB down, 400.0 MB up" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,6 @@ import math
 
 from measured import found, place
 
-WAVES = 3  # messages for each worker, as in kit/population.py
-
 
 def terms(drawn: int, workers: int, megabytes: float) -> list[float]:
     """Return what the seconds of a round are a sum of, each times a factor, beside the training."""
@@ -38,7 +36,7 @@ def main() -> None:
     parser.add_argument("--model-mb", type=positive, required=True, help="MB of the model's arrays")
     parser.add_argument("--link-mbit", type=positive, default=math.inf, help="server's, Mbit/s")
     parser.add_argument("--train-seconds", type=positive, default=0.05, help="of a core, a client")
-    parser.add_argument("--workers", type=count, default=2, help="clients that train at once")
+    parser.add_argument("--workers", type=count, default=2, help="nodes that train at once")
     asked = parser.parse_args()
     if asked.drawn > asked.clients:
         parser.error(f"--drawn = {asked.drawn} is more than --clients = {asked.clients}")
@@ -49,7 +47,7 @@ def main() -> None:
     training = asked.drawn * asked.train_seconds / asked.workers
     parts = terms(asked.drawn, asked.workers, asked.model_mb)
     around = sum(factor * part for factor, part in zip(measured["factors"], parts, strict=True))
-    down = min(asked.drawn, WAVES * asked.workers) * asked.model_mb
+    down = min(asked.drawn, asked.workers) * asked.model_mb
     link = 8 * (down + moved) / asked.link_mbit
     off = {k: max(abs(case["error"]) for case in measured[k]) for k in ("fitted", "others")}
     print(
