@@ -104,7 +104,7 @@ def main() -> None:
         folder = example_folder(name) / "_static"
         folder.mkdir(exist_ok=True)
         for plot, draw in figures(name).PLOTS.items():
-            draw(folder / f"{plot}.png")
+            draw(folder / plot)
 
 
 if __name__ == "__main__":

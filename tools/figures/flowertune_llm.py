@@ -404,4 +404,4 @@ RESULTS = {
     "processes": processes_block,
     "profile": profile_block,
 }
-PLOTS = {"loss": draw_loss, "bytes": draw_bytes, "layerwise": draw_layerwise}
+PLOTS = {"loss.png": draw_loss, "bytes.png": draw_bytes, "layerwise.png": draw_layerwise}

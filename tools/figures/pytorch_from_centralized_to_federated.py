@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from measured import offline_on_digits, result, table, taken
 from repository import ROOT
 
+from figures.round import draw_round
+
 ACCURACY = "pytorch-from-centralized-to-federated-accuracy"
 SPEED = "pytorch-from-centralized-to-federated-speed"
 PACKAGE = ROOT / "examples" / "pytorch-from-centralized-to-federated" / "centralized_to_federated"
@@ -165,4 +167,7 @@ BLOCKS = {
     "accuracy": accuracy_block,
     "speed": speed_block,
 }
-PLOTS = {"accuracy": draw_accuracy}
+PLOTS = {
+    "accuracy.png": draw_accuracy,
+    "round.svg": draw_round,
+}

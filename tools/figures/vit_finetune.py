@@ -267,4 +267,4 @@ BLOCKS = {
     "original": original_block,
     "gpu": gpu_block,
 }
-PLOTS = {"accuracy": draw_accuracy}
+PLOTS = {"accuracy.png": draw_accuracy}
