@@ -1,4 +1,4 @@
-"""Made models of Llama's shapes, to try aggregation at full size with nothing on disk.
+"""Made models of real shapes, to try aggregation at full size with nothing on disk.
 
 Each client's weights are its own: a block of random numbers, read from another place for each
 tensor and client. Making a slice costs one copy of its bytes.
@@ -25,11 +25,41 @@ SHAPES = {
     "synthetic-2gb": dict(zip(KEYS, (14, 2048, 8192, 32, 8, 32000), strict=True)),
     "synthetic-100mb": dict(zip(KEYS, (4, 512, 2048, 8, 8, 32000), strict=True)),
 }
-NAMES = tuple(SHAPES)
+GPT2_LARGE = "synthetic-gpt2-large"
+NAMES = (*SHAPES, GPT2_LARGE)
 BLOCK = 2 * 16_777_259  # bytes; twice a prime, so that it repeats nowhere at a chunk's border
 
 
-def tensors(shape: dict[str, int]) -> dict[str, Tensor]:
+def tensors(name: str) -> dict[str, Tensor]:
+    return gpt2_large() if name == GPT2_LARGE else llama(SHAPES[name])
+
+
+def gpt2_large() -> dict[str, Tensor]:
+    """Return the 437 tensors of GPT-2 large with its head, in float32: 3.35 GB.
+
+    Source of the sizes: config.json of openai-community/gpt2-large
+    """
+    width, vocabulary, positions, layers = 1280, 50257, 1024, 36
+    layer = {
+        "ln_1": (width,),
+        "attn.c_attn": (width, 3 * width),
+        "attn.c_proj": (width, width),
+        "ln_2": (width,),
+        "mlp.c_fc": (width, 4 * width),
+        "mlp.c_proj": (4 * width, width),
+    }
+    shapes = {"transformer.wte.weight": (vocabulary, width)}
+    shapes["transformer.wpe.weight"] = (positions, width)
+    for number in range(layers):
+        for part, size in layer.items():
+            shapes[f"transformer.h.{number}.{part}.weight"] = size
+            shapes[f"transformer.h.{number}.{part}.bias"] = size[-1:]
+    shapes |= {"transformer.ln_f.weight": (width,), "transformer.ln_f.bias": (width,)}
+    shapes["lm_head.weight"] = (vocabulary, width)
+    return {name: Tensor(name, "F32", size) for name, size in shapes.items()}
+
+
+def llama(shape: dict[str, int]) -> dict[str, Tensor]:
     """Return the tensors of a Llama of this shape, in bfloat16, in the usual order."""
     hidden, wide = shape["hidden_size"], shape["intermediate_size"]
     narrow = hidden // shape["num_attention_heads"] * shape["num_key_value_heads"]
@@ -57,7 +87,7 @@ class SyntheticModel:
     fingerprint = "made"
 
     def __init__(self, name: str, partition: int) -> None:
-        self.tensors = tensors(SHAPES[name])
+        self.tensors = tensors(name)
         self.partition = partition
         self.numbers = {tensor: number for number, tensor in enumerate(self.tensors)}
         self.block = random_block()
@@ -74,7 +104,10 @@ class SyntheticModel:
 
 @lru_cache(maxsize=1)
 def random_block() -> memoryview:
-    """Return the bytes of bfloat16 numbers from a normal distribution: 16 bits of float32 each."""
+    """Return the bytes of bfloat16 numbers from a normal distribution: 16 bits of float32 each.
+
+    Two of them are a float32, too: the second one with more digits.
+    """
     generator, bits = np.random.default_rng(42), np.empty(BLOCK // 2, np.uint16)
     for some in np.array_split(bits, 64):  # at once they would take several times as much memory
         values = generator.standard_normal(len(some), dtype=np.float32) * 0.02
@@ -93,11 +126,17 @@ def expected(name: str, weights: dict[int, float], part: Part) -> Any:
     Args:
         weights: each partition's share; they add up to 1.
     """
-    total = np.zeros((part.stop - part.start) // 2, np.float32)
-    for partition, share in weights.items():
-        bits = np.frombuffer(open_model(name, partition).read(part), np.uint16)
-        total += (bits.astype(np.uint32) << 16).view(np.float32) * np.float32(share)
-    return total
+    dtype = open_model(name, 0).tensors[part.name].dtype
+    return sum(
+        to_float32(open_model(name, partition).read(part), dtype) * np.float32(share)
+        for partition, share in weights.items()
+    )
+
+
+def to_float32(data: Any, dtype: str) -> np.ndarray:
+    if dtype == "F32":
+        return np.frombuffer(data, np.float32)
+    return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
 class Discard:
@@ -125,8 +164,8 @@ class Discard:
 
     def check(self, part: Part, data: memoryview) -> None:
         stop = min(part.stop, part.start + len(data))
-        bits = np.frombuffer(data[: stop - part.start], np.uint16)
-        values = (bits.astype(np.uint32) << 16).view(np.float32)
+        dtype = open_model(self.name, 0).tensors[part.name].dtype
+        values = to_float32(data[: stop - part.start], dtype)
         wanted = expected(self.name, self.shares, Part(part.name, part.start, stop))
         # Where clients' values cancel, the last bits of float32 are all that is left.
         if not np.allclose(values, wanted, rtol=2**-8, atol=1e-8):
