@@ -83,6 +83,7 @@ class Settings:
 
     dataset: str = some_text()
     num_server_rounds: int = at_least(1, may_change=True)
+    stop_after: int = at_least(0, may_change=True)
     min_replies: int = at_least(1, may_change=True)
     max_update_ratio: float = above(1, may_change=True)
     round_timeout: float = positive(may_change=True)

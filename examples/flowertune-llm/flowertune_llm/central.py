@@ -61,8 +61,8 @@ class Adapters:
         return test(config, load)
 
     def save(self) -> None:
-        """Keep the adapter, after the rounds for it."""
-        if self.config.saves(self.run.round):
+        """Keep the adapter, after the rounds for it and the last."""
+        if self.config.saves(self.run.round) or self.run.stalled:
             self.keep()
 
     @profiler.task("adapter")  # profiler

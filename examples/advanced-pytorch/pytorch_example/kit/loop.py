@@ -90,7 +90,9 @@ class Loop:
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: EvaluateFn | None = None,
     ) -> None:
-        """Run the rounds that `run` does not hold yet; the arguments are `Strategy.start`'s.
+        """Run the rounds that `run` does not hold yet, up to `stop-after` without a better score.
+
+        The arguments are those of `Strategy.start`.
 
         Raises:
             TooFewReplies: all whole rounds are saved, and what this round has aggregated.
@@ -107,6 +109,8 @@ class Loop:
             self.end_round(0, None, None, central)
 
         for server_round in range(run.round + 1, num_rounds + 1):
+            if run.stalled:
+                break
             log(INFO, "")
             log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
             began = time.perf_counter()

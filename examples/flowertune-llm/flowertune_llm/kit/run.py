@@ -160,6 +160,17 @@ class Run:
             self.report()
 
     @property
+    def stalled(self) -> bool:
+        """Whether `stop-after` rounds brought no better central score: accuracy, or else loss."""
+        scores = {}
+        for entry in self.history:
+            for name, sign in (("loss", -1), ("accuracy", 1)):
+                if name in entry["evaluate_metrics_serverapp"]:
+                    scores[entry["round"]] = sign * entry["evaluate_metrics_serverapp"][name]
+        best = max(scores, key=scores.__getitem__, default=0)  # the first of equals
+        return 0 < self.config.stop_after <= max(scores, default=0) - best
+
+    @property
     def name(self) -> str:
         """The run's own, the same after a resume: clients keep files under it."""
         unique = hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]
@@ -184,6 +195,9 @@ class Run:
         elif tested and "loss" in tested[-1]:
             first, last = tested[0]["loss"], tested[-1]["loss"]
             log(INFO, "Centralized loss: %.4f before training, %.4f now", first, last)
+        if self.stalled and self.round < self.config.num_server_rounds:
+            text = "Stopped after round %d of %d: no better score in stop-after = %d rounds"
+            log(INFO, text, self.round, self.config.num_server_rounds, self.config.stop_after)
         log(INFO, "Outputs: %s", self.folder)
 
 
