@@ -18,6 +18,7 @@ from measured import (
 ACCURACY, SPEED, GPU = "flowertune-llm-accuracy", "flowertune-llm-speed", "flowertune-llm-gpu"
 PROFILE, BYTES = "flowertune-llm-profile", "flowertune-llm-bytes"
 WORTH = "flowertune-llm-worth"
+RELEASE_NOTES = "https://nvflare.readthedocs.io/en/2.8.0/release_notes/flare_280.html"
 # Source: the models' configs on the Hub: layers, width, rank of the default adapter.
 OPEN_LLAMA = {"OpenLLaMA 3B v2": (26, 3200, 32), "OpenLLaMA 7B v2": (32, 4096, 32)}
 
@@ -202,14 +203,40 @@ def layerwise_block() -> str:
         f"its own is Ray's memory for messages, mapped into all of its processes. The rate counts "
         f"all clients' bytes. Weights are made, other ones for each client, and results are not "
         f"kept.\n\n"
-        f"- NVIDIA FLARE's published figures for 5 GB from 4, 8, 12 and 16 clients are {others} "
-        f"GB in memory, 21 GB with its disk offload.\n"
+        f"- NVIDIA FLARE's figures for 5 GB from 4, 8, 12 and 16 clients are {others} GB in "
+        f"memory, 21 GB with its disk offload: read off the chart of its [release notes]"
+        f"({RELEASE_NOTES}), which state neither the machine nor the time.\n"
         f"- The {row['round_seconds']:.0f} s of the 70B model are {cpu['server app']:.0f} s of one "
         f"core in the server (adding up, rounding), {cpu['client app']:.0f} s in the clients "
         f"(making weights, copying them into Ray's memory) and {cpu['Ray'] + cpu['other']:.0f} s "
         f"in Ray; a core there copies {copies['into used memory']:,.0f} MB/s into memory in use "
         f"and {copies['into new memory']:,.0f} MB/s into new.\n\n"
-        f"{taken(memory, published, whole)}"
+        f"{taken(memory, published, whole)}{beside_flare()}"
+    )
+
+
+def beside_flare() -> str:
+    """Return a table of GPT-2 large from 6 clients, here and as NVIDIA FLARE states it."""
+    if not (measured := found("flowertune-llm-layerwise-gpt2-large")):
+        return ""
+    flare, row, hardware = measured["published"], measured["row"], measured["hardware"]
+    rows = []
+    for way, stated in flare["ways"].items():
+        took = stated["seconds"]
+        cells = [f"{took['down']:.1f} s", f"{took['up'] + took['aggregation']:.1f} s"]
+        cells += [stated["server"], stated["client"]]
+        rows.append([f"NVIDIA FLARE {flare['version']}, {way}", flare["hardware"], *cells])
+    peaks = [f"{row['peak_bytes'][kind] / 2**30:.2f} GiB" for kind in ("server app", "client app")]
+    here = f"{hardware['cores']} cores, {hardware['memory_gib']} GiB"
+    rows.append(["`layerwise`", here, "not part of it", f"{row['round_seconds']:.1f} s", *peaks])
+    header = ["GPT-2 large from 6 clients", "machine", "to the clients", "back, and averaged"]
+    header += ["server's peak", "a client's peak"]
+    return (
+        f"\n\n**GPT-2 large, 3.35 GB in float32, from 6 clients that do not train: beside the "
+        f"[figures]({flare['source']}) that NVIDIA FLARE states for its tensor streaming.** Its "
+        f"server and clients ran in Docker; ours are processes of a "
+        f"simulation, with made weights and a result that is not kept: compare the memory, not "
+        f"the seconds.\n\n{table(header, rows)}\n\n{taken(measured)}"
     )
 
 
