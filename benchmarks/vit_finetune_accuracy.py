@@ -250,7 +250,7 @@ def main() -> None:
         config = dataclasses.replace(Config.from_run_config(run_config), test_fraction=0.0)
         test = task.load_test(config)[0]
         images = dataset.to_images(dataset.load_split(config.dataset, "train"))
-        source, _ = task.load_source(config, images)
+        source, _ = task.load_features(config, images)
         training = (source.features.float(), source.labels)
         result |= {
             "images": {"training": len(source.labels), "test": len(test.labels)},

@@ -29,7 +29,7 @@ def train(message: Message, context: Context) -> Message:
 
     round_config, partition = message.content["config"], partition_id(context)
     config = Config.from_run_config(context.run_config).at(partition)
-    change, report = training.train_adapter(
+    change, metrics = training.train_adapter(
         config,
         transport.received(config, message.content["arrays"]),
         int(round_config["server-round"]),
@@ -37,7 +37,7 @@ def train(message: Message, context: Context) -> Message:
         int(context.node_config["num-partitions"]),
     )
     arrays = transport.to_send(config, change, round_config, partition)
-    content = {"arrays": arrays, "metrics": MetricRecord(report)}
+    content = {"arrays": arrays, "metrics": MetricRecord(metrics)}
     return Message(RecordDict(content), reply_to=message)
 
 

@@ -8,12 +8,10 @@ from flowertune_llm.dataset import load_partition
 from flowertune_llm.kit.replies import Arrays
 from flowertune_llm.kit.seeds import derive_seed
 
-Report = dict[str, float]
-
 
 def train_adapter(
     config: Config, received: Arrays, server_round: int, partition: int, num_partitions: int
-) -> tuple[Arrays, Report]:
+) -> tuple[Arrays, dict[str, float]]:
     """Train the global adapter on the local examples; the base model stays as it is.
 
     Returns:
@@ -22,14 +20,14 @@ def train_adapter(
     """
     model = models.load_model(config)
     models.set_adapter(model, received)
-    report = train(model, config, server_round, partition, num_partitions)
+    metrics = train(model, config, server_round, partition, num_partitions)
     change = {name: value - received[name] for name, value in models.get_adapter(model).items()}
-    return change, report
+    return change, metrics
 
 
 def train(
     model: task.Model, config: Config, server_round: int, partition: int, num_partitions: int
-) -> Report:
+) -> dict[str, float]:
     """Train a model in place on the local examples.
 
     Raises:

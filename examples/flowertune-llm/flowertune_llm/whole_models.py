@@ -116,16 +116,16 @@ def train_to_disk(
     place = (server_round, partition, int(context.node_config["num-partitions"]))
     if config.whole_model:
         model = load(config, start())
-        report = training.train(model, config, *place)
+        metrics = training.train(model, config, *place)
         model.save_pretrained(folder)
         models.load_tokenizer(config).save_pretrained(folder)
-        return report
+        return metrics
     received = encoding.decode(message.content["arrays"])
-    change, report = training.train_adapter(config, received, *place)
+    change, metrics = training.train_adapter(config, received, *place)
     dtype = encoding.FLOATS[config.transport_dtype]
     tensors = {name: torch.from_numpy(value).to(dtype) for name, value in change.items()}
     safetensors.torch.save_file(tensors, folder / "model.safetensors")
-    return report
+    return metrics
 
 
 def load(config: Config, folder: Path) -> "PreTrainedModel":

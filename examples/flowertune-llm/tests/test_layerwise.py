@@ -31,8 +31,8 @@ from flowertune_llm.layerwise.shards import (
     FILE,
     INDEX,
     Checkpoint,
-    Part,
     Shard,
+    Span,
     Tensor,
     Writer,
     open_checkpoint,
@@ -383,7 +383,7 @@ def test_model_that_was_replaced_is_opened_anew(tmp_path):
         (tmp_path / "new").rename(path)
         source = open_checkpoint(tmp_path)
         assert source is open_checkpoint(tmp_path)
-        read = torch.frombuffer(bytearray(source.read(Part("weight", 0, 16))), dtype=torch.float32)
+        read = torch.frombuffer(bytearray(source.read(Span("weight", 0, 16))), dtype=torch.float32)
         assert read.tolist() == [value] * 4
 
 

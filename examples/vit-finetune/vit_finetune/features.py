@@ -28,7 +28,7 @@ from vit_finetune.models import Backbone, device
 FORMAT = "vit_finetune features 1"
 
 
-class Source(Protocol):
+class Features(Protocol):
     """What the head trains on: features float32 (N, width), taken by rows, and labels (N,)."""
 
     labels: Tensor
@@ -37,8 +37,8 @@ class Source(Protocol):
     def batch(self, rows: Tensor, *, augment: bool = False) -> Tensor:
         """Return the features (len(rows), width) of some rows."""
 
-    def select(self, rows: Tensor) -> "Source":
-        """Return a source of some of the rows."""
+    def select(self, rows: Tensor) -> "Features":
+        """Return those of some rows."""
 
 
 class CachedFeatures:
@@ -86,8 +86,8 @@ class LiveFeatures:
 
 
 @dataclass
-class Report:
-    """What became of the images of a partition."""
+class Reading:
+    """What came of reading images."""
 
     computed: int = 0  # images that went through the backbone
     seconds: float = 0.0  # that this took
@@ -95,21 +95,21 @@ class Report:
     skipped: int = 0
 
 
-def readable_rows(images: Images) -> tuple[Tensor, Report]:
+def readable_rows(images: Images) -> tuple[Tensor, Reading]:
     """Decode every image once, to find those that cannot be."""
-    report, rows = Report(), []
+    reading, rows = Reading(), []
     for row in range(len(images)):
         try:
             images.decode(row)
             rows.append(row)
         except UnreadableImage as error:
-            skip(report, str(error))
-    return torch.tensor(rows, dtype=torch.int64), report
+            skip(reading, str(error))
+    return torch.tensor(rows, dtype=torch.int64), reading
 
 
-def skip(report: Report, problem: str) -> None:
-    report.skipped += 1
-    report.notes.append(f"image skipped: {problem}")
+def skip(reading: Reading, problem: str) -> None:
+    reading.skipped += 1
+    reading.notes.append(f"image skipped: {problem}")
 
 
 class FeatureCache:
@@ -143,30 +143,30 @@ class FeatureCache:
         named = self.root.glob(f"{glob.escape(self.backbone.name)}-{'?' * 16}")
         return sorted({*named} - {self.folder})
 
-    def load(self, images: Images) -> tuple[CachedFeatures, Report]:
+    def load(self, images: Images) -> tuple[CachedFeatures, Reading]:
         """Return the features of the images that can be read, computing what is missing.
 
         Raises:
             RuntimeError: the folder cannot be written to, or has no room.
         """
         path = self.folder / f"{images.fingerprint}.safetensors"
-        report = Report()
+        reading = Reading()
         self.prepare_folder(len(images))
         with FileLock(path.with_suffix(".lock")):  # another process may be computing the same
             try:
                 stored = read(path)
             except ValueError as error:
-                report.notes.append(str(error))
+                reading.notes.append(str(error))
                 stored = None
             if stored is None:
                 began = time.perf_counter()
-                self.write(path, *self.compute(images, report))
-                report.seconds = time.perf_counter() - began
+                self.write(path, *self.compute(images, reading))
+                reading.seconds = time.perf_counter() - began
                 stored = read(path)
         tensors, problems = stored
         for problem in problems:
-            skip(report, problem)
-        return CachedFeatures(tensors["features"], images.labels[tensors["rows"]]), report
+            skip(reading, problem)
+        return CachedFeatures(tensors["features"], images.labels[tensors["rows"]]), reading
 
     def prepare_folder(self, count: int) -> None:
         """Make the folder; check before any work that it can be written to and has room."""
@@ -185,7 +185,7 @@ class FeatureCache:
         with storage_errors(self.root):
             write_whole(path, safetensors.torch.save(tensors, metadata))
 
-    def compute(self, images: Images, report: Report) -> tuple[dict[str, Tensor], list[str]]:
+    def compute(self, images: Images, reading: Reading) -> tuple[dict[str, Tensor], list[str]]:
         """Return features, rows and image digests of the readable images, and what is wrong."""
         digests = [images.digest(row) for row in range(len(images))]
         found = self.find(set(digests))
@@ -196,7 +196,7 @@ class FeatureCache:
             for rows, batch in self.batches(images, missing, problems):
                 features |= zip(rows, self.backbone.features(batch).cpu(), strict=True)
                 bar.update(len(rows))
-        report.computed = len(missing) - len(problems)
+        reading.computed = len(missing) - len(problems)
         if not features:
             raise RuntimeError(f"none of {len(images)} images can be read; first {problems[0]}")
         rows = sorted(features)

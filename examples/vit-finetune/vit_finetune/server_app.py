@@ -86,23 +86,23 @@ def head_of(statistics: Arrays, width: int, num_classes: int) -> task.Head:
     return task.Head(width, num_classes, standard, known.get("offset"))
 
 
-def load_test(config: Config) -> task.Source:
+def load_test(config: Config) -> task.Features:
     """Load the central test set; say how long its features took, and which images were skipped."""
-    source, report = task.load_test(config)
-    if report.skipped > UNREADABLE * (count := report.skipped + len(source.labels)):
+    data, reading = task.load_test(config)
+    if reading.skipped > UNREADABLE * (count := reading.skipped + len(data.labels)):
         raise RuntimeError(
-            f"dataset = '{config.dataset}': {report.skipped} of {count} images of its test split "
-            f"cannot be read, first {report.notes[-report.skipped]}"
+            f"dataset = '{config.dataset}': {reading.skipped} of {count} images of its test split "
+            f"cannot be read, first {reading.notes[-reading.skipped]}"
         )
-    if report.computed:
-        speed = report.computed / report.seconds
-        log(INFO, "Features of %d test images computed, %.0f images/s", report.computed, speed)
-    for note in report.notes:
+    if reading.computed:
+        speed = reading.computed / reading.seconds
+        log(INFO, "Features of %d test images computed, %.0f images/s", reading.computed, speed)
+    for note in reading.notes:
         log(WARNING, "Test set: %s", note)
     if better := task.better_normalization(config):
         text = "model.normalization = '%s' suits model.weights better: the nearest to a test image "
         log(WARNING, text + "is of the same class for %.2f of them, with '%s' for %.2f", *better)
-    return source
+    return data
 
 
 def whole_head(arrays: Arrays, statistics: Arrays, name: str) -> Arrays:

@@ -34,19 +34,19 @@ def register(app: ClientApp, settings: type[LayerwiseSettings], find: Find, trai
     def make_ready(message: Message, context: Context) -> Message:
         """Train, where this run does, keep the result on disk, and tell what there is to serve."""
         here = site(message, context)
-        report = {"num-examples": int(context.node_config.get("num-examples", 1))}
+        metrics = {"num-examples": int(context.node_config.get("num-examples", 1))}
         if here.config.trains:
-            report = here.keep(lambda folder: train(message, context, here.start, folder))
+            metrics = here.keep(lambda folder: train(message, context, here.start, folder))
         source = here.served()
         manifest = {"tensors": json.dumps(list(source.tensors.values()))}
         manifest["fingerprint"] = source.fingerprint
-        content = {"manifest": ConfigRecord(manifest), "metrics": MetricRecord(report)}
+        content = {"manifest": ConfigRecord(manifest), "metrics": MetricRecord(metrics)}
         return Message(RecordDict(content), reply_to=message)
 
     @app.query("slice")
     def serve_slice(message: Message, context: Context) -> Message:
         """Read the bytes asked for, and nothing else."""
-        data = serving.read_parts(site(message, context).served(), message.content["slice"])
+        data = serving.read_spans(site(message, context).served(), message.content["slice"])
         return Message(RecordDict({"data": serving.raw_record(data)}), reply_to=message)
 
     @app.query("model")

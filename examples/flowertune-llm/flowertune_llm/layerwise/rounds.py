@@ -26,9 +26,9 @@ from flowertune_llm.layerwise.serving import raw_record
 from flowertune_llm.layerwise.settings import LayerwiseSettings
 from flowertune_llm.layerwise.shards import (
     FLOATS,
-    Part,
     Shard,
     Slice,
+    Span,
     Tensor,
     plan,
     tensors_from,
@@ -269,8 +269,8 @@ class Layers:
             log(INFO, "Aggregated %d models: %s", len(clients), progress)
 
     def request(self, piece: Slice, node: int, round_config: ConfigRecord) -> Message:
-        columns = zip(*piece.parts, strict=True)
-        asked = ConfigRecord(dict(zip(Part._fields, map(list, columns), strict=True)))
+        columns = zip(*piece.spans, strict=True)
+        asked = ConfigRecord(dict(zip(Span._fields, map(list, columns), strict=True)))
         return Message(RecordDict({"config": round_config, "slice": asked}), node, "query.slice")
 
     def add(self, total: RunningSum, reply: Message | None, partition: int, share: float) -> None:
@@ -328,7 +328,7 @@ class Layers:
             averaged = [t for t in shard.tensors if t.dtype in FLOATS]
             values = kept | {t.name: to_bytes(mean[t.name], t.dtype) for t in averaged}
             for piece in shard.slices:
-                data = b"".join(values[name][start:stop] for name, start, stop in piece.parts)
+                data = b"".join(values[name][start:stop] for name, start, stop in piece.spans)
                 sink.write(piece, memoryview(data))
             sink.end(shard)
 

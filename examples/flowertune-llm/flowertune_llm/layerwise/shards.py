@@ -36,7 +36,7 @@ class Tensor(NamedTuple):
         return math.prod(self.shape) * ITEM_SIZES[self.dtype]
 
 
-class Part(NamedTuple):
+class Span(NamedTuple):
     """Bytes `start` to `stop` of one tensor."""
 
     name: str
@@ -50,19 +50,19 @@ class Slice(NamedTuple):
     shard: int
     start: int  # in the shard's data
     dtype: str
-    parts: tuple[Part, ...]
+    spans: tuple[Span, ...]
 
     @property
     def nbytes(self) -> int:
-        return sum(part.stop - part.start for part in self.parts)
+        return sum(span.stop - span.start for span in self.spans)
 
 
-class Source(Protocol):
+class Weights(Protocol):
     """Where slices come from."""
 
     tensors: Mapping[str, Tensor]
 
-    def read(self, part: Part) -> bytes: ...
+    def read(self, span: Span) -> bytes: ...
 
 
 class Checkpoint:
@@ -108,12 +108,12 @@ class Checkpoint:
             self.tensors[name] = Tensor(name, entry["dtype"], tuple(entry["shape"]))
             self.places[name] = (descriptor, begin + entry["data_offsets"][0])
 
-    def read(self, part: Part) -> bytes:
+    def read(self, span: Span) -> bytes:
         """Read exactly these bytes from the disk."""
-        descriptor, offset = self.places[part.name]
-        data = os.pread(descriptor, part.stop - part.start, offset + part.start)
-        if len(data) != part.stop - part.start:
-            raise RuntimeError(f"{self.folder}: {part.name} ends early; the file was cut off")
+        descriptor, offset = self.places[span.name]
+        data = os.pread(descriptor, span.stop - span.start, offset + span.start)
+        if len(data) != span.stop - span.start:
+            raise RuntimeError(f"{self.folder}: {span.name} ends early; the file was cut off")
         return data
 
     def close(self) -> None:
@@ -254,23 +254,23 @@ class Shard:
         self.slices = list(self._cut(max(slice_bytes // 8 * 8, 8)))
 
     def _cut(self, limit: int) -> Iterator[Slice]:
-        parts: list[Part] = []
+        spans: list[Span] = []
         start = position = 0
         dtype = ""
         for tensor in self.tensors:
             done = 0
             while done < tensor.nbytes:
                 room = limit - (position - start)
-                if parts and (tensor.dtype != dtype or room < ITEM_SIZES[dtype]):
-                    yield Slice(self.number, start, dtype, tuple(parts))
-                    parts, start = [], position
+                if spans and (tensor.dtype != dtype or room < ITEM_SIZES[dtype]):
+                    yield Slice(self.number, start, dtype, tuple(spans))
+                    spans, start = [], position
                     continue
                 dtype = tensor.dtype
                 take = min(tensor.nbytes - done, room // ITEM_SIZES[dtype] * ITEM_SIZES[dtype])
-                parts.append(Part(tensor.name, done, done + take))
+                spans.append(Span(tensor.name, done, done + take))
                 done, position = done + take, position + take
-        if parts:
-            yield Slice(self.number, start, dtype, tuple(parts))
+        if spans:
+            yield Slice(self.number, start, dtype, tuple(spans))
 
     @property
     def header(self) -> bytes:

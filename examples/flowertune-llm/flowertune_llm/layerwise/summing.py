@@ -85,7 +85,7 @@ class RunningSum:
 
     @property
     def names(self) -> str:
-        first, last = self.piece.parts[0].name, self.piece.parts[-1].name
+        first, last = self.piece.spans[0].name, self.piece.spans[-1].name
         return first if first == last else f"{first} to {last}"
 
 

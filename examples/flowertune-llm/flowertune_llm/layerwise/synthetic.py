@@ -13,7 +13,7 @@ import numpy as np
 from flwr.common import log
 
 from flowertune_llm.layerwise.settings import LayerwiseSettings
-from flowertune_llm.layerwise.shards import Part, Shard, Slice, Tensor, Writer
+from flowertune_llm.layerwise.shards import Shard, Slice, Span, Tensor, Writer
 
 KEYS = ("num_hidden_layers", "hidden_size", "intermediate_size")
 KEYS += ("num_attention_heads", "num_key_value_heads", "vocab_size")
@@ -51,9 +51,9 @@ def gpt2_large() -> dict[str, Tensor]:
     shapes = {"transformer.wte.weight": (vocabulary, width)}
     shapes["transformer.wpe.weight"] = (positions, width)
     for number in range(layers):
-        for part, size in layer.items():
-            shapes[f"transformer.h.{number}.{part}.weight"] = size
-            shapes[f"transformer.h.{number}.{part}.bias"] = size[-1:]
+        for name, size in layer.items():
+            shapes[f"transformer.h.{number}.{name}.weight"] = size
+            shapes[f"transformer.h.{number}.{name}.bias"] = size[-1:]
     shapes |= {"transformer.ln_f.weight": (width,), "transformer.ln_f.bias": (width,)}
     shapes["lm_head.weight"] = (vocabulary, width)
     return {name: Tensor(name, "F32", size) for name, size in shapes.items()}
@@ -92,9 +92,9 @@ class SyntheticModel:
         self.numbers = {tensor: number for number, tensor in enumerate(self.tensors)}
         self.block = random_block()
 
-    def read(self, part: Part) -> bytes:
-        begin = 2 * (self.numbers[part.name] * 7919 + self.partition * 6_700_417)
-        begin, left = (begin + part.start) % BLOCK, part.stop - part.start
+    def read(self, span: Span) -> bytes:
+        begin = 2 * (self.numbers[span.name] * 7919 + self.partition * 6_700_417)
+        begin, left = (begin + span.start) % BLOCK, span.stop - span.start
         pieces = []
         while left:
             pieces.append(self.block[begin : begin + left])
@@ -120,16 +120,16 @@ def open_model(name: str, partition: int) -> SyntheticModel:
     return SyntheticModel(name, partition)
 
 
-def expected(name: str, weights: dict[int, float], part: Part) -> Any:
-    """Return the mean that aggregation is to find for a part, float32.
+def expected(name: str, shares: dict[int, float], span: Span) -> Any:
+    """Return the mean that aggregation is to find for a span of bytes, float32.
 
     Args:
-        weights: each partition's share; they add up to 1.
+        shares: each partition's, of the mean; they add up to 1.
     """
-    dtype = open_model(name, 0).tensors[part.name].dtype
+    dtype = open_model(name, 0).tensors[span.name].dtype
     return sum(
-        to_float32(open_model(name, partition).read(part), dtype) * np.float32(share)
-        for partition, share in weights.items()
+        to_float32(open_model(name, partition).read(span), dtype) * np.float32(share)
+        for partition, share in shares.items()
     )
 
 
@@ -160,16 +160,16 @@ class Discard:
         offset = self.place[1] if self.place[0] is piece else 0
         self.place = (piece, offset + len(data))
         if offset == 0 and self.name in NAMES:  # one block of each slice: checking takes longest
-            self.check(piece.parts[0], data)
+            self.check(piece.spans[0], data)
 
-    def check(self, part: Part, data: memoryview) -> None:
-        stop = min(part.stop, part.start + len(data))
-        dtype = open_model(self.name, 0).tensors[part.name].dtype
-        values = to_float32(data[: stop - part.start], dtype)
-        wanted = expected(self.name, self.shares, Part(part.name, part.start, stop))
+    def check(self, span: Span, data: memoryview) -> None:
+        stop = min(span.stop, span.start + len(data))
+        dtype = open_model(self.name, 0).tensors[span.name].dtype
+        values = to_float32(data[: stop - span.start], dtype)
+        wanted = expected(self.name, self.shares, Span(span.name, span.start, stop))
         # Where clients' values cancel, the last bits of float32 are all that is left.
         if not np.allclose(values, wanted, rtol=2**-8, atol=1e-8):
-            raise RuntimeError(f"{part.name}, from byte {part.start}: not the clients' mean")
+            raise RuntimeError(f"{span.name}, from byte {span.start}: not the clients' mean")
 
     def end(self, shard: Shard) -> None:
         pass

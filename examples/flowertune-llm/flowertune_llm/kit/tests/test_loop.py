@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""Rounds of a tiny app: who takes part, whose reply is left out, what a stop costs."""
+"""Rounds of a tiny app: draws, replies that are left out, stops and resumes."""
 
 import json
 import logging
@@ -241,7 +241,7 @@ def test_rounds_without_a_better_score_end_the_run_on_resume_too(name, sign, cap
 
 
 class Stop(BaseException):
-    """A kill: nothing that catches exceptions sees it."""
+    """A kill, which no `except Exception` sees."""
 
 
 @pytest.mark.parametrize("strategy", [FedAvg, lambda: FedAvgM(server_momentum=0.5), FedAdam])

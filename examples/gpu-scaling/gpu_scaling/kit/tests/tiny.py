@@ -91,7 +91,7 @@ def play(
     buffers: Collection[str] = (),
     **changes: Any,
 ) -> Run:
-    """Run the tiny app and return its run; the other arguments are keys, - and . as _ and __."""
+    """Run the tiny app and return its run; `changes` are settings, with - and . as _ and __."""
     named = {k.replace("__", ".").replace("_", "-"): v for k, v in changes.items()}
     config = Config.from_run_config(RUN_CONFIG | named)
     grid = InProcessGrid(client_app, make_nodes(nodes, 1, RUN_CONFIG | named), 1, threads=1)

@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""Settings: complete, typed, refused by name where they are wrong."""
+"""Settings are complete and typed; wrong ones are refused by name."""
 
 import re
 from dataclasses import dataclass
