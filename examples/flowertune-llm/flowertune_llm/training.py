@@ -12,11 +12,10 @@ from flowertune_llm.kit.seeds import derive_seed
 def train_adapter(
     config: Config, received: Arrays, server_round: int, partition: int, num_partitions: int
 ) -> tuple[Arrays, dict[str, float]]:
-    """Train the global adapter on the local examples; the base model stays as it is.
+    """Train the global adapter on the local examples; the base model does not change.
 
     Returns:
-        the change, which is small and needs few bits, however large the adapter has become; and
-        the loss.
+        the change of the adapter, which is small and needs few bits; and the metrics.
     """
     model = models.load_model(config)
     models.set_adapter(model, received)

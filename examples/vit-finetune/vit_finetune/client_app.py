@@ -17,7 +17,7 @@ app.query()(identify)
 
 @app.query("extract")
 def extract(message: Message, context: Context) -> Message:
-    """Have the features ready; report what was computed, and the features' moments if asked."""
+    """Load the features; reply what was computed, with the features' moments if asked for."""
     config = Config.from_run_config(context.run_config)
     data = load_data(config, context)
     reading = data.reading

@@ -38,7 +38,7 @@ def main(grid: Grid, context: Context) -> None:
     momentum = FedAvgM(
         server_learning_rate=config.server_learning_rate, server_momentum=config.server_momentum
     )
-    momentum.server_opt = True  # the same arithmetic whatever the momentum
+    momentum.server_opt = True  # same arithmetic with and without momentum
     clients = Clients(grid, config, check=lambda count: task.check_split(config, count))
     evaluated = config.fraction_evaluate if config.test_fraction > 0 else 0.0
     draw = Draw(config.fraction_train, evaluated, config.min_replies, config.seed)
@@ -53,7 +53,7 @@ def main(grid: Grid, context: Context) -> None:
     )
     with run:
         log(INFO, "Backbone: %s", backbone)
-        clients.connected()  # too many of them end the run before features are computed
+        clients.connected()  # raises an error for too many clients, before features are computed
         if config.feature_cache and (others := task.load_cache(config).others()):
             text = "Features are computed anew: those in %s have other settings, weights or code"
             log(INFO, text, ", ".join(map(str, others)))
@@ -79,7 +79,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def head_of(statistics: Arrays, width: int, num_classes: int) -> task.Head:
-    """Return a head that standardises as the server knows to by now, at first not at all."""
+    """Return a head that standardises by the statistics so far, at first not at all."""
     known = {name: torch.from_numpy(value) for name, value in statistics.items()}
     nothing = torch.zeros(width)
     standard = task.Statistics(known.get("mean", nothing), known.get("scale", nothing))
@@ -87,7 +87,7 @@ def head_of(statistics: Arrays, width: int, num_classes: int) -> task.Head:
 
 
 def load_test(config: Config) -> task.Features:
-    """Load the central test set; say how long its features took, and which images were skipped."""
+    """Load the central test set; log the time for its features, and the skipped images."""
     data, reading = task.load_test(config)
     if reading.skipped > UNREADABLE * (count := reading.skipped + len(data.labels)):
         raise RuntimeError(
@@ -106,7 +106,7 @@ def load_test(config: Config) -> task.Features:
 
 
 def whole_head(arrays: Arrays, statistics: Arrays, name: str) -> Arrays:
-    """Return the head as the model names it, for features as they come from the backbone."""
+    """Return the head under the model's names, for features that are not standardised."""
     name = name or "head"
     weight = arrays["weight"]
     bias = statistics.get("offset", np.zeros(len(weight), np.float32))

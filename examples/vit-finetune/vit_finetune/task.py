@@ -26,11 +26,11 @@ class Statistics(NamedTuple):
 
 
 class Head(nn.Module):
-    """A linear classifier of standardised features; it starts at zero, so at equal odds.
+    """A linear classifier of standardised features; it starts at zero: all classes are as likely.
 
-    Features of a ViT share a large mean and differ in spread, which slows a linear head down;
-    with both taken out, and the length brought to 1, one learning rate fits every width.
-    Such features need no bias to learn; `offset` (num_classes,) is what a closed-form start adds.
+    Features of a ViT share a large mean and differ in spread, which makes a linear head slow to
+    train. Without both, and with a length of 1, one learning rate fits every width. Such features
+    need no bias that learns; a closed-form start adds `offset` (num_classes,).
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Head(nn.Module):
 
 
 class Partition(NamedTuple):
-    """One client's data: what it trains on, what it tests on, if anything, and its reading."""
+    """One client's data: for training, for tests (may be empty), and how it was read."""
 
     training: Features
     held_out: Features
@@ -99,7 +99,7 @@ def evaluate(head: Head, data: Features) -> tuple[float, float]:
 
 @torch.inference_mode()
 def moments(data: Features) -> dict[str, np.ndarray]:
-    """Return count, sum and sum of squares of the features, float64: they add over clients."""
+    """Return count, sum and sum of squares of the features, float64, to be added over clients."""
     parts = [features for features, _ in batches(data)]
     return {
         "count": np.array([len(data.labels)], np.float64),
@@ -110,10 +110,10 @@ def moments(data: Features) -> dict[str, np.ndarray]:
 
 @torch.inference_mode()
 def class_moments(data: Features, num_classes: int) -> dict[str, np.ndarray]:
-    """Return what `discriminant` needs beyond `moments`; it adds over clients, too.
+    """Return the sums that `discriminant` needs beside `moments`, to be added over clients.
 
     `class_count` (num_classes,), `class_sum` (num_classes, width) and `products` (width, width),
-    the sum of each feature times each other; float32, as these travel.
+    the sum of each feature times each other; in float32, to be sent.
     """
     totals = []
     for features, labels in batches(data):
@@ -130,10 +130,10 @@ def batches(data: Features) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def statistics(total: dict[str, np.ndarray]) -> Statistics:
-    """Turn moments, summed over clients, into what the head standardises features with."""
+    """Turn moments, summed over clients, into the statistics that standardise features."""
     mean = total["sum"] / total["count"]
     spread = np.sqrt(np.maximum(total["squares"] / total["count"] - mean**2, 0))
-    spread = np.maximum(spread, 0.01 * spread.mean() + 1e-6)  # a constant feature stays small
+    spread = np.maximum(spread, 0.01 * spread.mean() + 1e-6)  # keeps constant features small
     scale = 1 / (spread * np.sqrt(len(mean)))
     return Statistics(torch.tensor(mean).float(), torch.tensor(scale).float())
 
@@ -148,7 +148,7 @@ def discriminant(
 
     Args:
         total: `moments` and `class_moments`, summed over clients.
-        standard: what the head standardises features with.
+        standard: the statistics that standardise features.
         shrinkage: how far to move the covariance towards a multiple of the identity, 0 to 1
             (Friedman 1989: https://doi.org/10.1080/01621459.1989.10478752).
 
@@ -163,7 +163,7 @@ def discriminant(
     identity = np.eye(len(mean)) * np.trace(within) / len(mean)
     covariance = (1 - shrinkage) * within + shrinkage * identity
     weight = np.linalg.solve(covariance, means.T).T
-    share = (count[:, 0] + 1) / (images + len(count))  # a class that nobody has stays possible
+    share = (count[:, 0] + 1) / (images + len(count))  # a class without images stays possible
     offset = np.log(share) - (weight * means).sum(1) / 2
     return weight.astype(np.float32), offset.astype(np.float32)
 
@@ -181,7 +181,7 @@ def load_backbone(config: Config) -> Backbone:
 
 
 def check(config: Config) -> None:
-    """Raise what is wrong with the data, the weights or the cache folder, before any work."""
+    """Raise an error if the data, the weights or the cache folder cannot be used."""
     images = dataset.load_test(config.dataset, config.test_split)
     load_backbone(config).check()
     if config.feature_cache:
@@ -189,7 +189,7 @@ def check(config: Config) -> None:
 
 
 def check_split(config: Config, num_partitions: int) -> None:
-    """Raise why the training images cannot be split between so many clients."""
+    """Raise an error if the training images cannot be split between so many clients."""
     dataset.split(
         config.dataset,
         num_partitions,
@@ -206,7 +206,7 @@ def load_cache(config: Config) -> FeatureCache:
 
 
 def load_features(config: Config, images: Images) -> tuple[Features, Reading]:
-    """Return the images' features, from the cache or computed anew each time they are used."""
+    """Return the images' features, from the cache or computed at each use."""
     if config.feature_cache:
         return load_cache(config).load(images)
     rows, reading = readable_rows(images)
@@ -221,11 +221,11 @@ def load_test(config: Config) -> tuple[Features, Reading]:
 
 
 def better_normalization(config: Config) -> tuple[str, float, str, float] | None:
-    """See whether weights from a file, which does not tell, suit another normalization better.
+    """See whether another normalization suits weights from a file: the file does not tell.
 
     Returns:
-        the other and the one in use, each with the share of 256 test images whose nearest one is
-        of the same class; None where the other is not better by three standard errors.
+        the better one and the one in use, each with the share of 256 test images whose nearest
+        image is of the same class; None unless it is better by three standard errors.
     """
     backbone, used = load_backbone(config), config.model_normalization
     if backbone.file is None or backbone.published:
@@ -236,7 +236,7 @@ def better_normalization(config: Config) -> tuple[str, float, str, float] | None
     rows = torch.cat([torch.where(images.labels == label)[0][:each] for label in classes])[:256]
     some = replace(images, data=images.data.select(rows.tolist()), labels=images.labels[rows])
     right = {}
-    for name in sorted(NORMALIZATIONS, key=used.__eq__):  # the one in use last: it stays in memory
+    for name in sorted(NORMALIZATIONS, key=used.__eq__):  # the one in use last: it stays
         data, _ = load_features(replace(config, model_normalization=name), some)
         features = torch.cat([part for part, _ in batches(data)])
         nearest = torch.cdist(features, features).fill_diagonal_(torch.inf).argmin(1)

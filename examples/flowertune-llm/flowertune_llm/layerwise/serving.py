@@ -1,4 +1,4 @@
-"""A client's models: which one it serves, the bytes asked for, what it keeps between messages."""
+"""A client's models: the one it serves, the bytes of a slice, the files between messages."""
 
 import json
 import os
@@ -24,25 +24,25 @@ Find = Callable[[Any, int], Path]  # the folder of a client's model, from settin
 
 
 class Raw(bytes):
-    """Bytes that Ray moves between processes without copying them on the way."""
+    """Bytes that Ray passes between processes without a further copy."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return (memoryview, (PickleBuffer(self),)) if protocol >= 5 else super().__reduce_ex__(4)
 
 
 def raw_record(data: bytes) -> ArrayRecord:
-    """Wrap bytes as they are; numpy, which knows no bfloat16, has no part in it."""
+    """Return bytes in a record, without numpy, which does not know bfloat16."""
     return ArrayRecord({"data": Array("uint8", (len(data),), "bytes", data)})
 
 
 class Site:
-    """A client in a round: the model that it has, what it has trained, what it was sent.
+    """A client in a round: its own model, the trained one, the global one.
 
     Args:
         config: the settings.
         partition: the client's.
-        asked: what the server says of the run and the round.
-        find: returns the folder of the model that the client has.
+        asked: run and round, from the server.
+        find: returns the folder of the client's own model.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class Site:
         self.global_model = self.folder / "global"
 
     def start(self) -> Path:
-        """Return where the global model is: the client's own until the server has sent another."""
+        """Return the folder of the global model: the client's own until the server sends one."""
         if self.global_model.is_dir():
             return self.global_model
         return self.find(self.config, self.partition)
 
     def served(self) -> Weights:
-        """Return what this client contributes in this round: what it has trained, or its model."""
+        """Return the weights that this client serves in this round: trained ones, or its own."""
         if self.config.trains:
             return open_checkpoint(self.trained)
         if self.config.model_name in synthetic.NAMES:
@@ -68,9 +68,9 @@ class Site:
         return open_checkpoint(self.find(self.config, self.partition))
 
     def keep(self, train: Callable[[Path], dict[str, float]]) -> dict[str, float]:
-        """Have a model trained, unless this round's is there from before an interruption.
+        """Train a model, unless this round's exists from before an interruption.
 
-        The folder is there whole or not at all; the last round's goes.
+        The folder is whole or absent; the last round's is deleted.
 
         Args:
             train: writes the model into a given folder, and returns its metrics.
@@ -88,7 +88,7 @@ class Site:
         return json.loads((self.trained / METRICS).read_text())
 
     def files(self) -> dict[str, bytes]:
-        """Return the files beside the weights that this client serves."""
+        """Return the files beside this client's weights, by name."""
         if self.config.model_name in synthetic.NAMES:
             return {}
         found = files_beside(self.served().folder)
@@ -117,7 +117,7 @@ class Site:
 
 
 def read_spans(weights: Weights, asked: ConfigRecord) -> Raw:
-    """Return the bytes of a slice, in the order in which its spans are named."""
+    """Return the bytes of a slice, in the order of its spans."""
     spans = [Span(*span) for span in zip(*(asked[key] for key in Span._fields), strict=True)]
     for name, start, stop in spans:
         if name not in weights.tensors or not 0 <= start < stop <= weights.tensors[name].nbytes:
@@ -126,7 +126,7 @@ def read_spans(weights: Weights, asked: ConfigRecord) -> Raw:
 
 
 def whole_model(weights: Weights) -> ArrayRecord:
-    """Return all tensors at once; bfloat16 as the 16 bits that it is."""
+    """Return all tensors at once, bfloat16 as uint16."""
     arrays = ArrayRecord()
     for tensor in weights.tensors.values():
         data = weights.read(Span(tensor.name, 0, tensor.nbytes))

@@ -1,7 +1,7 @@
-"""Made models of real shapes, to try aggregation at full size with nothing on disk.
+"""Made models of real shapes, for trying aggregation at full size without a disk.
 
-Each client's weights are its own: a block of random numbers, read from another place for each
-tensor and client. Making a slice costs one copy of its bytes.
+Each client has its own weights: they are read from a block of random numbers, at another place for
+each tensor and client. Making a slice costs one copy of its bytes.
 """
 
 from functools import lru_cache
@@ -17,7 +17,7 @@ from flowertune_llm.layerwise.shards import Shard, Slice, Span, Tensor, Writer
 
 KEYS = ("num_hidden_layers", "hidden_size", "intermediate_size")
 KEYS += ("num_attention_heads", "num_key_value_heads", "vocab_size")
-# Source of the largest: config.json of meta-llama/Llama-3.1-70B. The others are made like it.
+# Source of the largest: config.json of meta-llama/Llama-3.1-70B. The others are smaller ones.
 SHAPES = {
     "synthetic-llama-3.1-70b": dict(zip(KEYS, (80, 8192, 28672, 64, 8, 128256), strict=True)),
     "synthetic-llama-70b-4-layers": dict(zip(KEYS, (4, 8192, 28672, 64, 8, 1024), strict=True)),
@@ -27,7 +27,7 @@ SHAPES = {
 }
 GPT2_LARGE = "synthetic-gpt2-large"
 NAMES = (*SHAPES, GPT2_LARGE)
-BLOCK = 2 * 16_777_259  # bytes; twice a prime, so that it repeats nowhere at a chunk's border
+BLOCK = 2 * 16_777_259  # bytes; twice a prime, so that repeats do not fall on a chunk's border
 
 
 def tensors(name: str) -> dict[str, Tensor]:
@@ -82,7 +82,7 @@ def llama(shape: dict[str, int]) -> dict[str, Tensor]:
 
 
 class SyntheticModel:
-    """One client's made model, in the place of a checkpoint."""
+    """A client's made model, in the place of a checkpoint."""
 
     fingerprint = "made"
 
@@ -104,12 +104,12 @@ class SyntheticModel:
 
 @lru_cache(maxsize=1)
 def random_block() -> memoryview:
-    """Return the bytes of bfloat16 numbers from a normal distribution: 16 bits of float32 each.
+    """Return the bytes of bfloat16 numbers from a normal distribution.
 
-    Two of them are a float32, too: the second one with more digits.
+    Two neighbours make a float32, too: the value of the second one, with more digits.
     """
     generator, bits = np.random.default_rng(42), np.empty(BLOCK // 2, np.uint16)
-    for some in np.array_split(bits, 64):  # at once they would take several times as much memory
+    for some in np.array_split(bits, 64):  # all at once would take several times the memory
         values = generator.standard_normal(len(some), dtype=np.float32) * 0.02
         some[:] = values.view(np.uint32) >> 16
     return bits.view(np.uint8).data
@@ -121,10 +121,10 @@ def open_model(name: str, partition: int) -> SyntheticModel:
 
 
 def expected(name: str, shares: dict[int, float], span: Span) -> Any:
-    """Return the mean that aggregation is to find for a span of bytes, float32.
+    """Return the mean of the clients' models for a span of bytes, in float32.
 
     Args:
-        shares: each partition's, of the mean; they add up to 1.
+        shares: each partition's share of the mean; they add up to 1.
     """
     dtype = open_model(name, 0).tensors[span.name].dtype
     return sum(
@@ -140,11 +140,10 @@ def to_float32(data: Any, dtype: str) -> np.ndarray:
 
 
 class Discard:
-    """Takes slices as `shards.Writer` does, compares made ones with what they should be, and drops
-    them: for measurements without a disk.
+    """A sink in the place of `shards.Writer` that checks slices of made models, and drops them.
 
     Raises:
-        RuntimeError: a slice is not the mean of what the clients sent.
+        RuntimeError: a slice is not the mean of the clients' slices.
     """
 
     whole = 0
@@ -159,7 +158,7 @@ class Discard:
     def write(self, piece: Slice, data: memoryview) -> None:
         offset = self.place[1] if self.place[0] is piece else 0
         self.place = (piece, offset + len(data))
-        if offset == 0 and self.name in NAMES:  # one block of each slice: checking takes longest
+        if offset == 0 and self.name in NAMES:  # one block of each slice only: checking is slow
             self.check(piece.spans[0], data)
 
     def check(self, span: Span, data: memoryview) -> None:
@@ -167,7 +166,7 @@ class Discard:
         dtype = open_model(self.name, 0).tensors[span.name].dtype
         values = to_float32(data[: stop - span.start], dtype)
         wanted = expected(self.name, self.shares, Span(span.name, span.start, stop))
-        # Where clients' values cancel, the last bits of float32 are all that is left.
+        # The absolute tolerance is for values that cancel: they leave the last bits of float32.
         if not np.allclose(values, wanted, rtol=2**-8, atol=1e-8):
             raise RuntimeError(f"{span.name}, from byte {span.start}: not the clients' mean")
 
@@ -188,12 +187,12 @@ def make_sink(
     identity: Any,
     shares: dict[int, float],
 ) -> Writer | Discard:
-    """Return what takes the slices of a round, as `aggregation.output` says.
+    """Return the sink of a round's slices, by `aggregation.output`.
 
     Args:
         config: the settings.
         folder, shards, identity: as for `Writer`.
-        shares: each client's, of the mean.
+        shares: each partition's share of the mean.
     """
     if config.aggregation_output == "discard":
         return Discard(config.model_name, shares)
