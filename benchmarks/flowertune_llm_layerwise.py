@@ -6,7 +6,7 @@
 - 70b: all of Llama-3.1-70B's shapes from 2 clients.
 - processes: four of its layers between real processes, over TLS.
 
-The weights are made, other ones for each client and chunk, checked after aggregation and dropped.
+The weights are made, different ones for each client and chunk; the result is checked and dropped.
 The resident memory of every process is sampled five times a second.
 """
 
@@ -63,7 +63,7 @@ def settings(model: str, **changes: object) -> dict[str, Any]:
 
 
 def simulated(clients: int, run_config: dict[str, Any]) -> dict[str, Any]:
-    """Return what one aggregation took."""
+    """Return time and memory of one aggregation."""
     result: dict[str, Any] = {"clients": clients, "mode": run_config["aggregation.mode"]}
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, MemoryByKind() as memory:
@@ -93,7 +93,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def copy_rate() -> dict[str, float]:
-    """Return how fast one core copies 64 MiB: into used memory, and into new; MB a second."""
+    """Return the speed of one core copying 64 MiB into used and into new memory, in MB a second."""
     data, used = os.urandom(2**20) * 64, bytearray(64 * 2**20)
     rates = {}
     for name, copy in {
@@ -145,7 +145,7 @@ def processes(slices: Sequence[int]) -> dict[str, Any]:
 
 
 def between_processes(slice_megabytes: int) -> dict[str, Any]:
-    """Return what one aggregation took on a SuperLink with two SuperNodes."""
+    """Return time and memory of one aggregation on a SuperLink with two SuperNodes."""
     run_config = settings("synthetic-llama-70b-4-layers", **{"aggregation.mode": "layerwise"})
     run_config |= {"aggregation.slice-megabytes": slice_megabytes}
     with (

@@ -72,7 +72,7 @@ def test_a_cluster_that_is_gone_stops_simulations(monkeypatch, tmp_path):
 
 
 def test_another_flower_is_told_from_the_pinned_one(doctor, tmp_path):
-    """As pip leaves it: a folder of metadata, found before that of the pinned release."""
+    """A folder of metadata, as from pip, is found before that of the pinned release."""
     metadata = tmp_path / "flwr-1.41.0.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: flwr\nVersion: 1.41.0\n")
@@ -92,7 +92,7 @@ def test_an_empty_environment_is_told_what_to_do(doctor, tmp_path):
 
 
 def test_compiling_at_each_start_is_named(monkeypatch, tmp_path):
-    """With an empty folder for what is compiled, into which nothing may be written."""
+    """The folder of compiled files is empty, and nothing may be written into it."""
     monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path / "compiled"))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     level, text = CHECKS["Bytecode"]()

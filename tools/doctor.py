@@ -1,10 +1,10 @@
 """See whether this machine has what the examples need: a line for each thing, with what to do.
 
-`ok` is fine, `mind` may matter to you, `STOP` keeps the offline runs from working; then, and only
-then, the exit status is 1. Needs Python and no packages, for these may be what is missing.
+`ok` is fine, `mind` may matter to you, and `STOP` keeps the offline runs from working: only with
+it, the exit status is 1. Needs Python and no packages, since these may be missing.
 """
 
-from __future__ import annotations  # an old Python shall get as far as being told that it is old
+from __future__ import annotations  # so that an old Python can run the check of its version
 
 import importlib.util
 import os
@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 OK, MIND, STOP = "ok", "mind", "STOP"
 OLDEST, NEWEST = (3, 11), (3, 13)
-MEMORY_GIB = 3  # what a simulation with two clients at work takes
+MEMORY_GIB = 3  # of a simulation with two clients at work
 PORTS = range(9091, 9096)  # of a SuperLink, and of two SuperNodes, in docs/deployment.md
 INSTALL = "`make install`, or `pip install -e .` in an example's folder"
 Finding = "tuple[str, str]"  # a level; what was seen, and what to do about it
@@ -56,7 +56,7 @@ def memory() -> Finding:
 
 
 def bytecode() -> Finding:
-    """See whether Python may keep what it compiles, if PyTorch is not compiled yet."""
+    """See whether Python may write compiled files, if PyTorch is not compiled yet."""
     spec = importlib.util.find_spec("torch")
     compiled = spec and Path(importlib.util.cache_from_source(spec.origin)).exists()
     if not spec or compiled or not sys.dont_write_bytecode:
@@ -85,7 +85,7 @@ def gpu() -> Finding:
 
 
 def ray_cluster() -> Finding:
-    """Look for a cluster that simulations would attach to, as Ray looks for it."""
+    """Look for a running cluster where Ray does: simulations would attach to it."""
     system = os.environ.get("TMPDIR", "/tmp") if sys.platform == "linux" else "/tmp"
     note = Path(os.environ.get("RAY_TMPDIR", system), "ray", "ray_current_cluster")
     if not note.exists():
@@ -120,7 +120,7 @@ def ports() -> Finding:
 
 
 def proxies() -> Finding:
-    """See whether gRPC would go through a proxy even to this machine; it reads small letters."""
+    """See whether gRPC goes through a proxy even to this machine; it reads small letters only."""
     used = [n for n in ("grpc_proxy", "https_proxy", "http_proxy") if os.environ.get(n)]
     exempt = next(filter(None, map(os.environ.get, ("no_grpc_proxy", "no_proxy"))), "")
     if not used or "127.0.0.1" in re.split(r"[ ,]+", exempt):
@@ -148,7 +148,7 @@ def main() -> int:
     for subject, check in CHECKS.items():
         try:
             level, text = check()
-        except Exception as error:  # the other lines are worth having
+        except Exception as error:  # the other checks go on
             level, text = MIND, f"could not be looked at: {type(error).__name__}: {error}"
         print(f"{level:<5} {subject + ':':<13} {text}", flush=True)
         stopped += [subject] * (level == STOP)

@@ -63,7 +63,7 @@ def accuracy_block() -> str:
 
 
 def worth_block() -> str:
-    """Say how often each model knows the right one of four answers."""
+    """Return a table of how often each model knows the right one of four answers."""
     if not (measured := found(WORTH)):
         return (
             "No figure has been taken yet; `python benchmarks/flowertune_llm_worth.py` takes them."
@@ -88,7 +88,7 @@ def worth_block() -> str:
 
 
 def known(measured: dict[str, Any], kind: str) -> list[float]:
-    """Return for each question of each seed whether a model knows the answer: 1, else 0."""
+    """Return 1 or 0 for each question of each seed: whether a model knows the answer."""
     return [value for seed in measured["models"][kind] for value in seed["acc"]]
 
 
@@ -186,7 +186,7 @@ def speed_block() -> str:
 
 
 def layerwise_block() -> str:
-    """Say what averaging whole models takes: memory, time, and what the time is made of."""
+    """Return tables of memory and time of averaging whole models, and the parts of the time."""
     memory, published, whole = (
         result(f"flowertune-llm-layerwise-{part}") for part in ("memory", "published", "70b")
     )
@@ -241,7 +241,7 @@ def beside_flare() -> str:
 
 
 def processes_block() -> str:
-    """Say what whole models take between real processes, by release and the size of a slice."""
+    """Return a table of whole models between real processes, by release and size of a slice."""
     name = "flowertune-llm-layerwise-processes"
     measured = [result(name), *filter(None, [found(f"{name}-newest")])]
     kinds = ("server app", "SuperLink", "SuperNode", "client app")
@@ -335,7 +335,7 @@ def offline_block() -> str:
 
 
 def time_block() -> str:
-    """Say where the time of the offline run goes, on each kind of processor."""
+    """Return a table of where the time of the offline run goes, on each kind of processor."""
     measured = result("offline")
     if "again" not in measured["examples"][NAME]:
         return "No figure has been taken yet; `python benchmarks/offline.py` takes them."
@@ -356,7 +356,7 @@ def time_block() -> str:
 
 
 def offline() -> str:
-    """Say what the offline run reached."""
+    """Return in short what the offline run reached."""
     run = result("offline")["examples"][NAME]
     return f"loss {run['first']['loss']:.2f} → {run['last']['loss']:.2f}"
 
@@ -367,7 +367,7 @@ def headline() -> str:
 
 
 def reached_block() -> str:
-    """Say in a sentence what federated training reaches."""
+    """Return a sentence on what federated training reaches."""
     measured = result(ACCURACY)
     name = "federated, float32"
     before = mean(points[0][1] for points in measured["runs"][name])
@@ -379,7 +379,7 @@ def reached_block() -> str:
 
 
 def answers() -> str:
-    """Say how many answers the models know, if they were asked."""
+    """Return a sentence on how many answers the models know, if that was measured."""
     if not (measured := found(WORTH)):
         return ""
     kinds = ("federated", "before", "centralised")

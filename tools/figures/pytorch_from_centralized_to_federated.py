@@ -64,7 +64,7 @@ def addition_block() -> str:
 
 
 def code_block() -> str:
-    """Show the centralised training beside what a client does, both as the files have it."""
+    """Return the code of centralised training and of a client, from the files."""
     central = function(PACKAGE.parent / "cifar.py", "main").split("parse_args()")[1]
     client = function(PACKAGE / "client_app.py", "train")
     server = function(PACKAGE / "server_app.py", "main")

@@ -1,4 +1,4 @@
-"""A diagram of a round: who does what, and what travels."""
+"""Diagram of a round: server, clients, and the messages between them."""
 
 from functools import partial
 from pathlib import Path

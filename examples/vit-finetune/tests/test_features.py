@@ -68,7 +68,7 @@ def edited(folder: Path, files: dict[str, str]) -> Path:
 
 @pytest.fixture
 def load_in(tmp_path, monkeypatch) -> Iterator[Callable[[Path], tuple[CachedFeatures, Reading]]]:
-    """Load features as an app in a folder does, of the same images, in the same cache."""
+    """Load the same images' features from the same cache, as an app in a given folder does."""
 
     def load(app: Path) -> tuple[CachedFeatures, Reading]:
         with monkeypatch.context() as patch:
@@ -153,7 +153,7 @@ def test_damaged_file_is_rebuilt_and_never_used(tmp_path, damage):
     content = bytearray(path.read_bytes())
     if damage == "one bit":
         content[-1000] ^= 1
-    path.unlink()  # not in place: `whole` is mapped from the file
+    path.unlink()  # not overwritten: `whole` is mapped from the file
     path.write_bytes({"cut short": content[:-1000], "empty": b""}.get(damage, content))
     rebuilt, reading = cache(tmp_path).load(images())
     assert reading.computed == len(images())
@@ -288,7 +288,7 @@ def test_more_room_than_there_is_is_refused_before_any_work(tmp_path):
 
 
 def test_cached_and_uncached_training_agree(tmp_path):
-    """The central crop, so the same inputs: the heads come out the same."""
+    """With the central crop both have the same inputs, and make the same head."""
     cached, _ = cache(tmp_path).load(images())
     live = LiveFeatures(images(), torch.arange(len(images())), BACKBONE, 1.0, 32)
     heads, losses = [], []
