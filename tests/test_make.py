@@ -1,4 +1,4 @@
-"""The make targets: each has its line of help, and a failing app fails."""
+"""The make targets: each has a line of help, and fails if the app fails."""
 
 import os
 import re
@@ -62,7 +62,7 @@ def test_new_takes_from_and_to():
     ],
 )
 def test_a_failing_app_makes_run_fail(config, error):
-    """Refused before the simulation starts, or by the app."""
+    """It is refused before the simulation starts, or by the app."""
     done = make("run", f"CONFIG={config}")
     assert done.returncode != 0
     assert error in done.stdout + done.stderr

@@ -11,7 +11,7 @@ from repository import ROOT, example_names, flatten, flower_settings, load_toml,
 from test_kit import files
 
 NAME, PACKAGE = "my-own-app", "my_own_app"
-# What a README says of this repository, and of figures that were taken in it.
+# Mentions of this repository, and of its figures, in a README.
 OURS = ("<!--", "_static", "docs/", "tools/", "`make ", "benchmarks/", "*Measured", "see above")
 OURS += ("figures above", "repository", "This example", "not been run", "copy it")
 
@@ -136,7 +136,7 @@ def test_an_app_in_this_repository_is_refused_but_in_examples():
 
 
 def test_a_copy_that_fails_leaves_nothing(tmp_path):
-    """Half-way through: what is no text, as no file of an example is, cannot be given names."""
+    """It fails half-way, at a file that is not text."""
     example = tmp_path / "vit-finetune"
     shutil.copytree(ROOT / "examples" / "vit-finetune", example)
     (example / "vit_finetune" / "zzz.bin").write_bytes(b"\xff\xfe")

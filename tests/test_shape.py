@@ -1,4 +1,4 @@
-"""The house keeps its shape: the same files, keys, pins and README sections everywhere."""
+"""All examples have the same shape: files, keys, pins and README sections."""
 
 import os
 import re
@@ -146,7 +146,7 @@ def test_what_to_change_is_there(example):
 
 @each_example
 def test_bundle_holds_the_app_and_nothing_else(example, tmp_path):
-    """`flwr build` leaves out what runs and environments leave behind."""
+    """`flwr build` leaves out the files of runs and environments."""
     app = tmp_path / "app"
     shutil.copytree(example_folder(example), app, ignore=shutil.ignore_patterns("outputs", ".venv"))
     for litter in ("outputs/a/b/config.json", ".venv/lib/site.py", "wandb/x.py", "outputs/n.py"):

@@ -1,7 +1,7 @@
-"""Write the measured figures into the pages: tables from results/*.json, and the plots.
+"""Write measured figures into the pages: tables from results/*.json, and plots.
 
-A page marks where: `<!-- begin: NAME -->` … `<!-- end: NAME -->`. What stands between is made here,
-from what benchmarks/ measured or pyproject.toml declares, and a test compares the two.
+A page marks their places: `<!-- begin: NAME -->` … `<!-- end: NAME -->`. The text between is made
+here, from results of benchmarks/ or from pyproject.toml, and a test compares the two.
 """
 
 import importlib
@@ -16,22 +16,22 @@ from repository import ROOT, example_folder, example_names
 
 
 def figures(example: str) -> ModuleType:
-    """Return the module that knows an example's figures."""
+    """Return the module of an example's figures."""
     return importlib.import_module(f"figures.{example.replace('-', '_')}")
 
 
 def settings(example: str) -> str:
-    """Return a table of the run-config keys: default, and what changing it means."""
+    """Return a table of the run-config keys: default, meaning and trade-off."""
     text = (example_folder(example) / "pyproject.toml").read_text()
     section = text.split("[tool.flwr.app.config]")[1].split("\n[")[0]
-    # What follows a second # marks the wing that a key belongs to.
+    # A second # marks the wing that a key belongs to.
     keys = re.findall(r"^([\w.-]+) = (.+?)\s+# (.+?)(?: # \w+)?$", section, re.MULTILINE)
     rows = [[f"`{key}`", f"`{value}`", why.replace("|", "\\|")] for key, value, why in keys]
     return table(["key", "default", "what it is, and the trade-off"], rows)
 
 
 def examples_table() -> str:
-    """Return the front page's table: offline time and outcome as measured, one example a row."""
+    """Return the front page's table: a row for each example, with its offline time and outcome."""
     offline = result("offline")["examples"]
     rows = []
     for name in example_names():
@@ -45,7 +45,7 @@ def examples_table() -> str:
 
 
 def newest_flower() -> str:
-    """Say which newest release `make test-latest` last passed on, and what that ran."""
+    """Return a sentence on the newest release that `make test-latest` has passed on."""
     seen = [*filter(None, [found("newest-flower"), found("newest-flower-avx2")])]
     if not seen:
         return "No newer release was seen to pass `make test-latest` yet."
@@ -60,7 +60,7 @@ def newest_flower() -> str:
 
 
 def blocks(page: Path) -> dict[str, Callable[[], str]]:
-    """Return what fills the marked places of a page."""
+    """Return the functions that fill the marked places of a page."""
     if page == ROOT / "README.md":
         return {"examples": examples_table, "newest": newest_flower}
     for shown in (side_by_side, federation, population):
@@ -85,7 +85,7 @@ def render(page: Path) -> str:
     """Return a page with all its marked places filled in.
 
     Raises:
-        KeyError: a place is marked that nothing here fills.
+        KeyError: nothing fills a marked place.
     """
     fill = blocks(page)
     return re.sub(
@@ -108,7 +108,7 @@ def main() -> None:
         folder = example_folder(name) / "_static"
         folder.mkdir(exist_ok=True)
         for plot, draw in figures(name).PLOTS.items():
-            draw(folder / f"{plot}.png")
+            draw(folder / plot)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from measured import (
 ACCURACY, SPEED, GPU = "flowertune-llm-accuracy", "flowertune-llm-speed", "flowertune-llm-gpu"
 PROFILE, BYTES = "flowertune-llm-profile", "flowertune-llm-bytes"
 WORTH = "flowertune-llm-worth"
+RELEASE_NOTES = "https://nvflare.readthedocs.io/en/2.8.0/release_notes/flare_280.html"
 # Source: the models' configs on the Hub: layers, width, rank of the default adapter.
 OPEN_LLAMA = {"OpenLLaMA 3B v2": (26, 3200, 32), "OpenLLaMA 7B v2": (32, 4096, 32)}
 
@@ -62,7 +63,7 @@ def accuracy_block() -> str:
 
 
 def worth_block() -> str:
-    """Say how often each model knows the right one of four answers."""
+    """Return a table of how often each model knows the right one of four answers."""
     if not (measured := found(WORTH)):
         return (
             "No figure has been taken yet; `python benchmarks/flowertune_llm_worth.py` takes them."
@@ -87,7 +88,7 @@ def worth_block() -> str:
 
 
 def known(measured: dict[str, Any], kind: str) -> list[float]:
-    """Return for each question of each seed whether a model knows the answer: 1, else 0."""
+    """Return 1 or 0 for each question of each seed: whether a model knows the answer."""
     return [value for seed in measured["models"][kind] for value in seed["acc"]]
 
 
@@ -185,7 +186,7 @@ def speed_block() -> str:
 
 
 def layerwise_block() -> str:
-    """Say what averaging whole models takes: memory, time, and what the time is made of."""
+    """Return tables of memory and time of averaging whole models, and the parts of the time."""
     memory, published, whole = (
         result(f"flowertune-llm-layerwise-{part}") for part in ("memory", "published", "70b")
     )
@@ -202,19 +203,45 @@ def layerwise_block() -> str:
         f"its own is Ray's memory for messages, mapped into all of its processes. The rate counts "
         f"all clients' bytes. Weights are made, other ones for each client, and results are not "
         f"kept.\n\n"
-        f"- NVIDIA FLARE's published figures for 5 GB from 4, 8, 12 and 16 clients are {others} "
-        f"GB in memory, 21 GB with its disk offload.\n"
+        f"- NVIDIA FLARE's figures for 5 GB from 4, 8, 12 and 16 clients are {others} GB in "
+        f"memory, 21 GB with its disk offload: read off the chart of its [release notes]"
+        f"({RELEASE_NOTES}), which state neither the machine nor the time.\n"
         f"- The {row['round_seconds']:.0f} s of the 70B model are {cpu['server app']:.0f} s of one "
         f"core in the server (adding up, rounding), {cpu['client app']:.0f} s in the clients "
         f"(making weights, copying them into Ray's memory) and {cpu['Ray'] + cpu['other']:.0f} s "
         f"in Ray; a core there copies {copies['into used memory']:,.0f} MB/s into memory in use "
         f"and {copies['into new memory']:,.0f} MB/s into new.\n\n"
-        f"{taken(memory, published, whole)}"
+        f"{taken(memory, published, whole)}{beside_flare()}"
+    )
+
+
+def beside_flare() -> str:
+    """Return a table of GPT-2 large from 6 clients, here and as NVIDIA FLARE states it."""
+    if not (measured := found("flowertune-llm-layerwise-gpt2-large")):
+        return ""
+    flare, row, hardware = measured["published"], measured["row"], measured["hardware"]
+    rows = []
+    for way, stated in flare["ways"].items():
+        took = stated["seconds"]
+        cells = [f"{took['down']:.1f} s", f"{took['up'] + took['aggregation']:.1f} s"]
+        cells += [stated["server"], stated["client"]]
+        rows.append([f"NVIDIA FLARE {flare['version']}, {way}", flare["hardware"], *cells])
+    peaks = [f"{row['peak_bytes'][kind] / 2**30:.2f} GiB" for kind in ("server app", "client app")]
+    here = f"{hardware['cores']} cores, {hardware['memory_gib']} GiB"
+    rows.append(["`layerwise`", here, "not part of it", f"{row['round_seconds']:.1f} s", *peaks])
+    header = ["GPT-2 large from 6 clients", "machine", "to the clients", "back, and averaged"]
+    header += ["server's peak", "a client's peak"]
+    return (
+        f"\n\n**GPT-2 large, 3.35 GB in float32, from 6 clients that do not train: beside the "
+        f"[figures]({flare['source']}) that NVIDIA FLARE states for its tensor streaming.** Its "
+        f"server and clients ran in Docker; ours are processes of a "
+        f"simulation, with made weights and a result that is not kept: compare the memory, not "
+        f"the seconds.\n\n{table(header, rows)}\n\n{taken(measured)}"
     )
 
 
 def processes_block() -> str:
-    """Say what whole models take between real processes, by release and the size of a slice."""
+    """Return a table of whole models between real processes, by release and size of a slice."""
     name = "flowertune-llm-layerwise-processes"
     measured = [result(name), *filter(None, [found(f"{name}-newest")])]
     kinds = ("server app", "SuperLink", "SuperNode", "client app")
@@ -308,7 +335,7 @@ def offline_block() -> str:
 
 
 def time_block() -> str:
-    """Say where the time of the offline run goes, on each kind of processor."""
+    """Return a table of where the time of the offline run goes, on each kind of processor."""
     measured = result("offline")
     if "again" not in measured["examples"][NAME]:
         return "No figure has been taken yet; `python benchmarks/offline.py` takes them."
@@ -329,7 +356,7 @@ def time_block() -> str:
 
 
 def offline() -> str:
-    """Say what the offline run reached."""
+    """Return in short what the offline run reached."""
     run = result("offline")["examples"][NAME]
     return f"loss {run['first']['loss']:.2f} → {run['last']['loss']:.2f}"
 
@@ -340,7 +367,7 @@ def headline() -> str:
 
 
 def reached_block() -> str:
-    """Say in a sentence what federated training reaches."""
+    """Return a sentence on what federated training reaches."""
     measured = result(ACCURACY)
     name = "federated, float32"
     before = mean(points[0][1] for points in measured["runs"][name])
@@ -352,7 +379,7 @@ def reached_block() -> str:
 
 
 def answers() -> str:
-    """Say how many answers the models know, if they were asked."""
+    """Return a sentence on how many answers the models know, if that was measured."""
     if not (measured := found(WORTH)):
         return ""
     kinds = ("federated", "before", "centralised")
@@ -404,4 +431,4 @@ RESULTS = {
     "processes": processes_block,
     "profile": profile_block,
 }
-PLOTS = {"loss": draw_loss, "bytes": draw_bytes, "layerwise": draw_layerwise}
+PLOTS = {"loss.png": draw_loss, "bytes.png": draw_bytes, "layerwise.png": draw_layerwise}

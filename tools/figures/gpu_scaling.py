@@ -224,4 +224,4 @@ BLOCKS = {
     "supernodes": supernodes_block,
     "gpu": gpu_block,
 }
-PLOTS = {"memory": draw_memory}
+PLOTS = {"memory.png": draw_memory}

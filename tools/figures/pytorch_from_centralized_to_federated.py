@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from measured import offline_on_digits, result, table, taken
 from repository import ROOT
 
+from figures.round import draw_round
+
 ACCURACY = "pytorch-from-centralized-to-federated-accuracy"
 SPEED = "pytorch-from-centralized-to-federated-speed"
 PACKAGE = ROOT / "examples" / "pytorch-from-centralized-to-federated" / "centralized_to_federated"
@@ -62,7 +64,7 @@ def addition_block() -> str:
 
 
 def code_block() -> str:
-    """Show the centralised training beside what a client does, both as the files have it."""
+    """Return the code of centralised training and of a client, from the files."""
     central = function(PACKAGE.parent / "cifar.py", "main").split("parse_args()")[1]
     client = function(PACKAGE / "client_app.py", "train")
     server = function(PACKAGE / "server_app.py", "main")
@@ -165,4 +167,7 @@ BLOCKS = {
     "accuracy": accuracy_block,
     "speed": speed_block,
 }
-PLOTS = {"accuracy": draw_accuracy}
+PLOTS = {
+    "accuracy.png": draw_accuracy,
+    "round.svg": draw_round,
+}
