@@ -5,6 +5,7 @@ from ..exam import Question
 from .clients import bad_client, too_few
 from .data import cache, held_out, leaves
 from .model import centralised, keeps_model
+from .outside import bundle, engines, settings
 from .rounds import ends, order, repeats, resumes
 
 QUESTIONS: dict[str, Question] = {
@@ -12,5 +13,6 @@ QUESTIONS: dict[str, Question] = {
     for question in (
         *(ends, repeats, resumes, bad_client, too_few, order),
         *(centralised, keeps_model, held_out, leaves, cache),
+        *(settings, bundle, engines),
     )
 }
