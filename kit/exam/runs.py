@@ -1,6 +1,7 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
 """Runs of an app, each in a fork of this process, which has imported the app and run nothing."""
 
+import logging
 import os
 import pickle
 import re
@@ -19,6 +20,7 @@ from .app import App
 from .witness import Case, Record, play
 
 AT_ONCE = min(2, cores())
+EXAM = f"{__package__}."
 COLOUR = re.compile(r"\x1b\[\d*m")
 
 
@@ -127,11 +129,14 @@ class Runs:
         log = os.open(place / "log", os.O_WRONLY | os.O_CREAT)
         for descriptor in (1, 2):
             os.dup2(log, descriptor)
+        sys.stdout = sys.stderr = os.fdopen(log, "w", buffering=1)
+        for handler in logging.getLogger("flwr").handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.setStream(sys.stderr)
         os.chdir(place / "work")
         os.environ["XDG_CACHE_HOME"] = str(case.cache or self.scratch / "cache")
         app = case.app or self.app.folder
-        if case.app:
-            forget(self.app)
+        forget(self.app.package, app)
         settings = dict(self.app.settings)
         if (resume := self.app.key("resume")) and case.start:
             settings[resume] = str(outputs_of(Path()))
@@ -183,12 +188,12 @@ def outputs_of(folder: Path) -> Path | None:
     return min((path.parent for path in files), key=lambda p: len(p.parts), default=None)
 
 
-def forget(app: App) -> None:
-    """Drop the app's modules, but for the exam's, so that those of a copy are imported."""
-    for name, module in list(sys.modules.items()):
-        path, own = (
-            getattr(module, "__file__", None) or "",
-            f"{name}.".startswith(f"{__package__}."),
-        )
-        if path.startswith(f"{app.folder}/") and "site-packages" not in path and not own:
-            del sys.modules[name]
+def forget(package: str, folder: Path) -> None:
+    """Drop an app's modules, if they are of a copy in another folder; not those of the exam."""
+    places = getattr(sys.modules.get(package), "__path__", [])
+    for other in [Path(place).resolve().parent for place in places]:
+        for name, module in list(sys.modules.items()):
+            path, own = getattr(module, "__file__", None) or "", f"{name}.".startswith(EXAM)
+            ours = path.startswith(f"{other}/") and "site-packages" not in path
+            if ours and other != folder and not own:
+                del sys.modules[name]

@@ -6,7 +6,8 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +19,7 @@ import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.config import get_fused_config_from_dir
+from torch import nn
 
 from ..in_process import InProcessGrid, load, run_app
 from .inputs import calls_noted, inputs_noted
@@ -185,7 +187,7 @@ class Witness(InProcessGrid):
         sent = arrays_of(message.content)
         reply = super().reply(message)
         self.now = -1, server_round
-        if reply.has_content() and fault:
+        if reply.has_content() and fault not in ("", "raises"):
             reply.content = deepcopy(reply.content)  # others may send the same
             spoil(reply, fault, sent)
         self.record.replies.append(described(reply, kind, server_round, partition, sent))
@@ -196,7 +198,12 @@ class Witness(InProcessGrid):
     def answer(self, message: Message, context: Context) -> Message:
         """Answer a message as the client would, or as the one whose answers all give."""
         if self.fault_of(message) == "raises":
-            raise OSError(f"the disk of client {self.partition_of(message)} is full (an exam)")
+            error = OSError(f"the disk of client {self.partition_of(message)} is full (an exam)")
+            with models_raise(error) as raised:
+                reply = self.app(message, context)
+            if reply.has_error() or raised:  # the app's own answer to it
+                return reply
+            raise error
         kind, server_round = kind_of(message), self.round_of(message)
         if self.case.echo < 0 or kind == "query":
             return self.app(message, context)
@@ -239,6 +246,22 @@ class Witness(InProcessGrid):
                 self.look()
 
         sys.addaudithook(hook)
+
+
+@contextmanager
+def models_raise(error: Exception) -> Iterator[list[Exception]]:
+    """Have models raise an error when they are called; tell whether one was."""
+    original, raised = nn.Module.__call__, list[Exception]()
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        raised.append(error)
+        raise error
+
+    nn.Module.__call__ = call
+    try:
+        yield raised
+    finally:
+        nn.Module.__call__ = original
 
 
 class Clock:
