@@ -1,12 +1,16 @@
 """The exam finds planted faults, says nothing of a sound app, and changes nothing in it."""
 
+import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from on_this_machine import CIFAR, posix_only
-from repository import example_folder, package_of
+from repository import ROOT, example_folder, package_of
 
 from kit.exam.app import App
 from kit.exam.exam import Exam

@@ -67,6 +67,11 @@ class App:
         self.nodes = self.nodes or self.exam.get("nodes", 4)
 
     @property
+    def components(self) -> list[str]:
+        """The ServerApp and the ClientApp, as "package.module:name"."""
+        return list(self.declared["app"]["components"].values())
+
+    @property
     def package(self) -> str:
         """The package of the ServerApp."""
         return self.declared["app"]["components"]["serverapp"].split(":")[0].split(".")[0]

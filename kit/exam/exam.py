@@ -39,6 +39,7 @@ class Exam:
         [outcome] = self.runs.make(self.case("first", snapshots=True, inputs=True))
         if outcome.ended_well:
             self.runs.limit = max(60.0, 20 * outcome.seconds)
+            self.runs.preload_more(outcome.modules)
         return outcome
 
     @property

@@ -100,18 +100,22 @@ def calls_noted(wanted: bool, record: Any, folder: Path) -> Iterator[None]:
         return
     root = f"{folder}/"
 
-    def profile(frame: FrameType, event: str, value: Any) -> None:
-        code = frame.f_code
-        if event == "return" and code.co_filename.startswith(root) and is_array(value):
+    def trace(frame: FrameType, event: str, value: Any) -> Any:
+        if event == "call":
+            if not frame.f_code.co_filename.startswith(root):
+                return None
+            frame.f_trace_lines = False
+        elif event == "return" and is_array(value):
+            code = frame.f_code
             record.calls.add((code.co_filename.removeprefix(root), code.co_qualname))
+        return trace
 
-    sys.setprofile(profile)
-    threading.setprofile(profile)
+    threading.settrace(trace)
+    sys.settrace(trace)
     try:
         yield
     finally:
-        sys.setprofile(None)
-        threading.setprofile(None)
+        sys.settrace(None)
 
 
 def is_array(value: Any) -> bool:

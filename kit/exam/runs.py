@@ -12,6 +12,7 @@ import time
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 from ..in_process import load
@@ -74,8 +75,16 @@ class Runs:
         Raises:
             Exception: whatever the app's own modules raise.
         """
-        for component in self.app.declared["app"]["components"].values():
+        for component in self.app.components:
             load(self.app.folder, component)
+
+    def preload_more(self, names: list[str]) -> None:
+        """Import what a run has imported beside the app's own modules: the next need not."""
+        own = {component.split(".")[0] for component in self.app.components}
+        for name in names:
+            if name not in sys.modules and name.split(".")[0] not in own:
+                with suppress(Exception):
+                    import_module(name)
 
     def make(self, *cases: Case) -> list[Outcome]:
         """Make runs and return what came of them, in their order."""
@@ -140,10 +149,10 @@ class Runs:
         settings = dict(self.app.settings)
         if (resume := self.app.key("resume")) and case.start:
             settings[resume] = str(outputs_of(Path()))
-        record = Record()
+        record, before = Record(), set(sys.modules)
         play(app, case, settings, record)
+        record.modules = [name for name in sys.modules if name not in before]
         sys.stdout.flush()
-        sys.stderr.flush()
         (place / "record").write_bytes(pickle.dumps(vars(record)))
 
     def ended(self, pid: int) -> Outcome | None:

@@ -29,6 +29,7 @@ FAULTS = {
     "nan": "NaN",
     "shape": "another shape",
     "metrics": "other metrics",
+    "figures": "metrics that are NaN",
     "enormous": "an enormous update",
     "silent": "no answer",
 }
@@ -93,6 +94,7 @@ class Record:
     entries: dict[str, tuple[str, str, tuple]] = field(default_factory=dict)  # of the model
     calls: set[tuple[str, str]] = field(default_factory=set)
     nodes: dict[int, int] = field(default_factory=dict)  # node ids by partition
+    modules: list[str] = field(default_factory=list)  # that were imported by its end
 
 
 class Stopped(BaseException):
@@ -334,9 +336,10 @@ def arrays_of(content: RecordDict) -> Arrays:
 
 def spoil(reply: Message, fault: str, sent: Arrays) -> None:
     """Make a good reply a bad one."""
-    if fault == "metrics":
+    if fault in ("metrics", "figures"):
         for record in reply.content.metric_records.values():
-            record["exam"] = 1.0
+            nan = {key: np.nan for key, value in record.items() if isinstance(value, float)}
+            record.update(nan if fault == "figures" else {"exam": 1.0})
         return
     records = [r for r in reply.content.array_records.values() if r.keys() & sent.keys()]
     changed = False
@@ -357,7 +360,14 @@ def described(
 ) -> dict[str, Any]:
     """Return what a reply holds, for a record."""
     about: dict[str, Any] = {"kind": kind, "round": server_round, "partition": partition}
-    about |= {"error": "", "items": [], "metrics": {}, "arrays": {}, "beside": {}}
+    about |= {
+        "type": reply.metadata.message_type,
+        "error": "",
+        "items": [],
+        "metrics": {},
+        "arrays": {},
+        "beside": {},
+    }
     if reply.has_error():
         return about | {"error": str(reply.error.reason)}
     for name, record in reply.content.items():

@@ -56,13 +56,14 @@ def held_out(exam: Exam) -> Verdict:
         return not_asked("models that are trained and tested in the process of the ClientApp")
     seen = exam.good.seen
     rounds = {n for _, use, n in seen if use == "train"}
-    repeated = any(
-        seen.get((p, "train", n), set()) & seen.get((p, "train", m), set())
+    repeated = {
+        row
         for p in exam.good.nodes
         for n in rounds
         for m in rounds
         if n < m
-    )
+        for row in seen.get((p, "train", n), set()) & seen.get((p, "train", m), set())
+    }
     both = trained.keys() & tested.keys()
     if both:
         row = min(both)
@@ -74,7 +75,8 @@ def held_out(exam: Exam) -> Verdict:
     if not repeated and exam.app.rounds > 1:
         return not_asked("inputs that come back: no example looked the same twice (augmented?)")
     resumed = ", also after a resume" if len(runs) > 1 else ""
-    return passed(f"{len(trained)} inputs trained on, {len(tested)} others tested on{resumed}")
+    count = len(repeated or trained)
+    return passed(f"{count} examples trained on, none of {len(tested)} inputs tested on{resumed}")
 
 
 def leaves(exam: Exam) -> Verdict:
@@ -84,8 +86,8 @@ def leaves(exam: Exam) -> Verdict:
     for reply in first.replies:
         if reply["error"]:
             continue
-        listed.setdefault(reply["kind"], reply["items"])
-        told.setdefault(reply["kind"], summary(reply))
+        listed.setdefault(reply["type"], reply["items"])
+        told.setdefault(reply["type"], summary(reply))
         count = max([int(v) for k, v in reply["metrics"].items() if "num" in k], default=0)
         for name, value in reply["beside"].items():
             what = f"{name} ({value.dtype}, {value.shape}) of client {reply['partition']}"
@@ -96,13 +98,13 @@ def leaves(exam: Exam) -> Verdict:
     if problems:
         way_out = "send the model and sums only; what is made of one example stays where it is"
         return failed(f"{problems[0]}; {len(problems)} such", way_out, sent=listed)
-    return passed("; ".join(f"{kind}: {text}" for kind, text in told.items()), sent=listed)
+    return passed("; ".join(f"{sort}: {text}" for sort, text in told.items()), sent=listed)
 
 
 def summary(reply: dict[str, Any]) -> str:
     """Return in a line what a reply holds."""
     size = sum(value.nbytes for value in reply["arrays"].values())
-    parts = [f"{len(reply['arrays'])} arrays as the model, {size:,} bytes"] if size else []
+    parts = [f"the model's {len(reply['arrays'])} arrays, {size:,} bytes"] if size else []
     parts += [
         f"{name} {value.shape} {value.nbytes:,} bytes" for name, value in reply["beside"].items()
     ]

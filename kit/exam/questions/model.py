@@ -102,12 +102,15 @@ def centralised(exam: Exam) -> Verdict:
     if text := federated.error or alone.error:
         return failed(text, "let both train with the same settings")
     [(_, _, expected)] = alone.models
-    sent = [arrays for kind, _, arrays in federated.models if kind == "evaluate"]
-    sent += [reply["arrays"] for reply in federated.replies if reply["kind"] == "train"]
-    start = federated.models[0][2]
-    text = parted(expected, sent[0], start)
-    if text and parted(expected, sent[0], start, ROUNDING):
+    sent = [reply["arrays"] for reply in federated.replies if reply["kind"] == "train"]
+    sent += [arrays for kind, _, arrays in federated.models if kind == "evaluate"]
+    start, (client, server) = federated.models[0][2], (sent[0], sent[-1])
+    told = f"{about['function']} and one client"
+    if parted(expected, client, start, ROUNDING) or parted(expected, server, start, ROUNDING):
+        text = parted(expected, client, start) or f"averaged, {parted(expected, server, start)}"
         way_out = "the same first weights, order of examples, steps and seed in both"
-        return failed(f"{about['function']} and one client: {text}", way_out)
-    how = f"the same but for rounding ({text})" if text else "equal, bit for bit"
-    return passed(f"{about['function']} and one client after one round: {how}")
+        return failed(f"{told}: {text}", way_out)
+    if text := parted(expected, client, start):
+        return passed(f"{told}, after one round: the same but for rounding ({text})")
+    how = "the average is, too" if not parted(expected, server, start) else "its average rounds"
+    return passed(f"{told}, after one round: the same weights, bit for bit; {how}")
