@@ -41,7 +41,7 @@ def requirements(script: Script) -> Iterator[str]:
     installed = packages_distributions()
     for name in sorted(found - set(sys.stdlib_module_names) - {script.path.stem, *script.modules}):
         for distribution in sorted(set(installed.get(name, ())))[:1]:
-            major, minor = (version(distribution).split("+")[0].split(".") + ["0"])[:2]
+            major, minor = f"{version(distribution)}.0".split(".")[:2]
             extra = "[torch]" if name == "transformers" else ""  # as its Trainer needs
             yield f"{distribution}{extra}>={major}.{minor},<{int(major) + 1}"
 
@@ -60,7 +60,9 @@ def make(script: Script, task: Task, target: Path, publisher: str) -> None:
                 path.write_text(text.replace(f'"{PUBLISHER}"', f'"{publisher}"'))
         for file in (script.path, *script.beside):
             shutil.copy(file, app / package / "own")
-        shutil.copytree(ROOT / "kit", app / package / "kit", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / "kit", app / package / "kit", ignore=shutil.ignore_patterns("__pycache__")
+        )
         for part in (".gitignore", "federations"):
             source = ROOT / "examples" / BASE / part
             (shutil.copytree if source.is_dir() else shutil.copy)(source, app / part)
@@ -92,7 +94,9 @@ def without_lines(app: Path, pattern: str) -> None:
 def require(pyproject: Path, wanted: Iterator[str]) -> None:
     """Add what the script imports to the app's dependencies."""
     text = pyproject.read_text()
-    before, names, after = re.split(r"(?<=dependencies = \[\n)(.*?)(?=\]\n)", text, maxsplit=1, flags=re.S)
+    before, names, after = re.split(
+        r"(?<=dependencies = \[\n)(.*?)(?=\]\n)", text, maxsplit=1, flags=re.S
+    )
     known = set(re.findall(r'"([\w.-]+)', names))
     more = [line for line in wanted if re.match(r"[\w.-]+", line)[0] not in known]
     listed = sorted([*names.splitlines(), *(f'    "{line}",' for line in more)])
@@ -101,7 +105,9 @@ def require(pyproject: Path, wanted: Iterator[str]) -> None:
 
 def formatted(path: Path) -> None:
     """Break long lines, where ruff is installed."""
-    ruff = shutil.which("ruff", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    ruff = shutil.which(
+        "ruff", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    )
     if ruff:
         options = ["--quiet", "--isolated", "--line-length", "100"]
         subprocess.run([ruff, "format", *options, path], check=True)
@@ -143,14 +149,12 @@ def main() -> int:
     told = "\n".join(f"    {line}" for line in task.told())
     make(script, task, target, arguments.publisher)
     print(f"Found in {path.name} (name others by MODEL=, TRAIN=, TEST=, DATA=):\n\n{told}\n")
-    print(
-        f"{target} is yours. How it calls {path.name} is in {target.name.replace('-', '_')}/task.py."
-        "\n\nDoes one client with all the data train as the script does?",
-        flush=True,
-    )
+    print(f"{target} is yours; its task.py says how {path.name} is called.\n")
+    print("Does one client with all the data train as the script does?", flush=True)
     status = ask(target, path)
     print(
-        f"\n    cd {arguments.target}\n    pip install -e .\n    flwr run . --run-config offline.toml"
+        f"\nNow:\n\n    cd {arguments.target}\n    pip install -e .\n"
+        "    flwr run . --run-config offline.toml"
     )
     return status
 

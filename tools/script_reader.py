@@ -167,7 +167,8 @@ def parameters(function: ast.FunctionDef) -> list[str]:
 def defaults(function: ast.FunctionDef) -> dict[str, ast.expr]:
     given = function.args
     positional = [each.arg for each in given.posonlyargs + given.args]
-    found = dict(zip(positional[len(positional) - len(given.defaults) :], given.defaults))
+    first = len(positional) - len(given.defaults)
+    found = dict(zip(positional[first:], given.defaults, strict=True))
     keywords = zip(given.kwonlyargs, given.kw_defaults, strict=True)
     return found | {each.arg: value for each, value in keywords if value is not None}
 
@@ -274,7 +275,9 @@ class Script:
                 if isinstance(v, ast.Call)
             }
             hint = function.returns and BASES.search(ast.unparse(function.returns))
-            made = {last(e.value) for e in own_nodes(function) if isinstance(e, ast.Return) and e.value}
+            made = {
+                last(e.value) for e in own_nodes(function) if isinstance(e, ast.Return) and e.value
+            }
             bound = {
                 last(c.func)
                 for e in own_nodes(function)
@@ -301,7 +304,9 @@ class Script:
         loose = [s for s in self.top if not isinstance(s, ast.FunctionDef | ast.ClassDef)]
         for statement in loose:
             if any(name == "backward" for _, name in called(statement)):
-                self.refuse_loop(statement, "at the top of the file, where an import runs it", loose)
+                self.refuse_loop(
+                    statement, "at the top of the file, where an import runs it", loose
+                )
         for statement in self.block:
             if any(name == "backward" for _, name in called(statement)):
                 self.refuse_loop(statement, 'under `if __name__ == "__main__":`', self.block)
@@ -343,13 +348,17 @@ class Script:
     def refuse_loop(self, loop: ast.stmt, where: str, around: Sequence[ast.stmt]) -> None:
         """Say how a training loop is made a function."""
         before = [s for s in around if s.lineno < loop.lineno]
-        made = names([s for s in before if not isinstance(s, ast.Import | ast.ImportFrom)], ast.Store)
-        defined = {d for s in before if isinstance(s, ast.FunctionDef | ast.ClassDef) for d in [s.name]}
+        made = names(
+            [s for s in before if not isinstance(s, ast.Import | ast.ImportFrom)], ast.Store
+        )
+        defined = {
+            d for s in before if isinstance(s, ast.FunctionDef | ast.ClassDef) for d in [s.name]
+        }
         needed = sorted((names(loop) & made) - defined - names(loop, ast.Store))
         refuse(
-            f"the training loop, {lines(loop)}, is {where}: a client cannot call it. Indent it under "
-            f"`def train({', '.join(needed)}):`, call that where the loop was, and put what the "
-            'file does by itself under `if __name__ == "__main__":`'
+            f"the training loop, {lines(loop)}, is {where}: a client cannot call it. Indent it "
+            f"under `def train({', '.join(needed)}):`, call that where the loop was, and put what "
+            'the file does by itself under `if __name__ == "__main__":`'
         )
 
     def makes_model(self, body: Sequence[ast.stmt]) -> bool:
@@ -485,7 +494,7 @@ class Script:
                     "defaults, or name a function without parameters: MODEL=function"
                 )
         both, more = self.data_alone()
-        node = self.called_by_name(self.functions[name], dict(zip(("train", "test"), both)), {})
+        node = self.called_by_name(self.functions[name], {"train": both[0], "test": both[1]}, {})
         return Found(self, None, self.bound(node, []), before + more, alone=True)
 
     def data_alone(self) -> tuple[list[ast.expr], list[ast.stmt]]:
@@ -643,7 +652,11 @@ class Found:
             if any(node is each for each in ast.walk(statement)):
                 if isinstance(statement, ast.If | ast.With | ast.Try):
                     inner = statement.body
-                    if any(node is each for s in getattr(statement, "orelse", []) for each in ast.walk(s)):
+                    if any(
+                        node is each
+                        for s in getattr(statement, "orelse", [])
+                        for each in ast.walk(s)
+                    ):
                         inner = statement.orelse
                     before, found, after = self.around(inner, node)
                     return [*body[:i], *before], found, [*after, *body[i + 1 :]]
@@ -675,7 +688,9 @@ class Found:
     def check_loop(self) -> None:
         loop = self.statement
         if isinstance(loop, ast.While):
-            refuse(f"{lines(loop)}: a `while` around the training has no number of epochs; use `for`")
+            refuse(
+                f"{lines(loop)}: a `while` around the training has no number of epochs; use `for`"
+            )
         if isinstance(loop, ast.For) and self.model in names(loop, ast.Store):
             refuse(
                 f"{lines(loop)}: each pass of the loop makes a model of its own (folds, seeds). A "
@@ -703,12 +718,15 @@ class Found:
         found.sort(key=lambda call: (not call.name.startswith("test"), -call.node.lineno))
         if found:
             return found[0]
-        candidates = [n for n, f in script.functions.items() if tests_only(f) and n != self.call.name]
+        candidates = [
+            n for n, f in script.functions.items() if tests_only(f) and n != self.call.name
+        ]
         candidates = [given] if given else sorted(candidates, key=lambda n: "test" not in n)
         if not candidates:
             refuse(
-                f"nothing in {script.path.name} tests: no function with `no_grad` or `.eval()` that "
-                "takes the model. Write one that returns loss and accuracy, or name it: TEST=function"
+                f"nothing in {script.path.name} tests: no function with `no_grad` or `.eval()` "
+                "that takes the model. Write one that returns loss and accuracy, or name it: "
+                "TEST=function"
             )
         data = self.data_arguments()
         if not data["test"]:
@@ -748,8 +766,8 @@ class Found:
             given = ", ".join(ast.unparse(value) for value in training)
             what = f"more than one that may be its data ({given})" if training else "no data"
             refuse(
-                f"{self.call.name}(…), {self.where(self.call.node)}, is given {what}: it is to take "
-                "one Dataset or DataLoader, as a parameter named train_loader or train_dataset"
+                f"{self.call.name}(…), {self.where(self.call.node)}, is given {what}: it is to "
+                "take one Dataset or DataLoader, as a parameter named train_loader or train_dataset"
             )
         test = [
             a.value
@@ -766,8 +784,8 @@ class Found:
         test = [v for v in test if TESTS.search(ast.unparse(v))] or test
         if not test:
             refuse(
-                f"{self.test.name}(…), {self.where(self.test.node)}, is given no data: it is to take "
-                "one Dataset or DataLoader, as a parameter named test_loader or test_dataset"
+                f"{self.test.name}(…), {self.where(self.test.node)}, is given no data: it is to "
+                "take one Dataset or DataLoader, as a parameter named test_loader or test_dataset"
             )
         return training[0], test[0]
 

@@ -3,6 +3,7 @@
 import ast
 import builtins
 import copy
+import re
 from collections.abc import Iterable, Sequence
 
 from script_reader import (
@@ -14,7 +15,6 @@ from script_reader import (
     defaults,
     expression,
     figure,
-    last,
     lines,
     names,
     noise,
@@ -33,13 +33,13 @@ STEPS = {"step", "set_epoch", "update", "update_parameters"}  # what a loop does
 class Prefixed(ast.NodeTransformer):
     """The script's own names, written as `script.name`."""
 
-    def __init__(self, own: set[str]) -> None:
-        self.own = own
+    def __init__(self, own: set[str], prefix: str = "script") -> None:
+        self.own, self.prefix = own, prefix
 
-    def visit_Name(self, node: ast.Name) -> ast.expr:  # noqa: N802
+    def visit_Name(self, node: ast.Name) -> ast.expr:
         if node.id not in self.own or not isinstance(node.ctx, ast.Load):
             return node
-        return ast.Attribute(ast.Name("script", ast.Load()), node.id, ast.Load())
+        return ast.Attribute(ast.Name(self.prefix, ast.Load()), node.id, ast.Load())
 
 
 class Task:
@@ -58,12 +58,22 @@ class Task:
         if self.test_data == self.train_data:
             self.test_data = "test_data"
         self.data = {self.train_data, self.test_data}
+        self.fresh = self.fresh_names()
         self.marks = self.marked()
         self.has_epochs = False
         self.trained: tuple[str, list[str]] | None = None
         self.calls = [ast.unparse(call.node) for call in (found.call, found.test)]
         self.check_globals()
         self.prepare()
+
+    def fresh_names(self) -> dict[str, str]:
+        """Return our own names in task.py, none of which is one of the script's."""
+        found = self.found
+        body = [*found.before, found.statement, *found.after, ast.Expr(found.test.node)]
+        taken = names(body) | names(body, ast.Store) | {self.model} | self.data
+        taken -= self.script.globals - names(body, ast.Store)
+        ours = ("config", "seed", "settings", "glue", "script", "trained")
+        return {name: f"own_{name}" if name in taken else name for name in ours}
 
     @staticmethod
     def parameter(value: ast.expr, otherwise: str) -> str:
@@ -76,7 +86,7 @@ class Task:
             own = names(function, ast.Store) | {*parameters(function)} | self.script.globals
             for name in sorted((names(function) - own) & block):
                 refuse(
-                    f'{function.name}() uses {name!r}, which is bound only under `if __name__ == '
+                    f"{function.name}() uses {name!r}, which is bound only under `if __name__ == "
                     f'"__main__":`: give it to the function as a parameter, or bind it above'
                 )
         for statement in self.script.top:
@@ -140,17 +150,24 @@ class Task:
         self.set_epochs(needs["train"] + [training])
         shared = self.shared(needs, held)
         self.settings = [s for s in before if s in shared]
-        self.bodies = {
-            kind: [s for s in body if s not in shared] for kind, body in needs.items()
-        }
+        self.bodies = {kind: [s for s in body if s not in shared] for kind, body in needs.items()}
         self.training, self.evaluation = training, evaluation
+        lacks = names(self.bodies["evaluate"]) - names(self.bodies["evaluate"], ast.Store)
+        if self.train_data in lacks - {self.test_data}:  # of a trainer that is made for both
+            fetch = self.own(f"{self.train_data}, _ = data(config)")
+            self.bodies["evaluate"] = fetch + self.bodies["evaluate"]
         rest = {
             "build": [ast.Expr(ast.Name(self.model, ast.Load()))],
             "data": [ast.Expr(found.train_data), ast.Expr(found.test_data)],
             "train": [training],
             "evaluate": [ast.Expr(evaluation)],
         }
-        given = {"build": set(), "data": set(), "train": held, "evaluate": {self.model, self.test_data}}
+        given = {
+            "build": set(),
+            "data": set(),
+            "train": held,
+            "evaluate": {self.model, self.test_data},
+        }
         bound = names(self.settings, ast.Store)
         self.handed: dict[str, list[str]] = {}
         for kind, body in self.bodies.items():
@@ -158,9 +175,6 @@ class Task:
             self.handed[kind] = sorted(needed & bound - given[kind])
             made = names(body, ast.Store) | bound | given[kind] | names(rest[kind], ast.Store)
             self.check_bound(needed - made)
-        if self.train_data in names(self.bodies["evaluate"]) - names(self.bodies["evaluate"], ast.Store):
-            fetch = ast.parse(f"{self.train_data}, _ = data(config)").body
-            self.bodies["evaluate"] = fetch + self.bodies["evaluate"]
         self.returned = sorted({name for handed in self.handed.values() for name in handed})
 
     def without_data(
@@ -184,9 +198,9 @@ class Task:
         found = [s for s in every if every.count(s) > 1 and id(s) not in tainted]
         # Nothing shared may need what is not.
         while True:
-            free = names(found) & names(
-                [s for s in every if s not in found], ast.Store
-            ) - names(found, ast.Store)
+            free = names(found) & names([s for s in every if s not in found], ast.Store) - names(
+                found, ast.Store
+            )
             worse = [s for s in found if names(s) & free]
             if not worse:
                 break
@@ -217,14 +231,12 @@ class Task:
         statement = found.statement
         if isinstance(statement, ast.For):
             kept = [s for s in statement.body if s not in found.left_out]
-            statement = ast.For(
-                statement.target, statement.iter, kept, [], lineno=statement.lineno
-            )
+            statement = ast.For(statement.target, statement.iter, kept, [], lineno=statement.lineno)
             if isinstance(statement.iter, ast.Call):
                 inner = next((n for n, name in called(statement.iter) if name == "range"), None)
                 if inner is not None:
                     self.has_epochs = True
-                    passes = expression("glue.passes(_, config.local_epochs)")
+                    passes = expression(self.ours("glue.passes(_, config.local_epochs)"))
                     passes.args[0] = inner
                     statement.iter = passes
             statement.body = [self.kept_result(s) for s in kept]
@@ -245,16 +257,16 @@ class Task:
             named = returned(call.function) if call.function else []
             if named is None or call.name == "fit":
                 return statement
-            self.trained = ("trained", named)
-            return ast.Assign([ast.Name("trained", ast.Store())], call.node, lineno=0)
+            self.trained = (self.fresh["trained"], named)
+            return ast.Assign([ast.Name(self.fresh["trained"], ast.Store())], call.node, lineno=0)
         return statement
 
     def test_call(self, call: Call) -> ast.Call:
-        test = copy.copy(call)
-        replace(test, self.found.test_data, self.test_data)
-        if call.name in ("test", "validate") and not call.function:
-            if "model" not in {a.parameter for a in call.arguments}:
-                call.node.keywords.append(ast.keyword("model", ast.Name(self.model, ast.Load())))
+        """Return the call that tests, with the client's data and model."""
+        replace(call, self.found.test_data, self.test_data)
+        given = {argument.parameter for argument in call.arguments}
+        if call.name in ("test", "validate") and not call.function and "model" not in given:
+            call.node.keywords.append(ast.keyword("model", ast.Name(self.model, ast.Load())))
         return call.node
 
     def set_epochs(self, body: list[ast.stmt]) -> None:
@@ -275,7 +287,7 @@ class Task:
 
     def epochs(self, own: ast.expr) -> ast.expr:
         self.has_epochs = True
-        return ast.BoolOp(ast.Or(), [expression("config.local_epochs"), own])
+        return ast.BoolOp(ast.Or(), [expression(self.ours("config.local_epochs")), own])
 
     # Text -------------------------------------------------------------------------------------
 
@@ -295,112 +307,142 @@ class Task:
                 return True
         return False
 
-    def body(self, kind: str, extra: set[str] = frozenset(), last: Sequence[ast.stmt] = ()) -> str:
-        """Return a function's statements as text, with the script's names as `script.name`."""
-        body = self.settings if kind == "settings" else self.bodies[kind]
-        body = [*body, *last]
-        local = names(body, ast.Store) | extra | {"glue", "config", "data"}
-        local |= set(self.handed.get(kind, ()))
-        prefixed = Prefixed(self.script.globals - local)
-        texts = []
-        if kind != "settings" and self.handed[kind]:
-            unpacked = ", ".join(n if n in self.handed[kind] else "_" for n in self.returned)
-            comma = "," if len(self.returned) == 1 else ""
-            texts.append(f"{unpacked}{comma} = settings(config)")
-        if self.reads(body):
-            texts.append("sys.argv = [script.__file__, *shlex.split(config.arguments)]")
-        texts += [self.unparsed(s, prefixed) for s in body]
-        return indented("\n".join(texts))
+    def text(self) -> str:
+        """Return task.py."""
+        train_data, test_data, model = self.train_data, self.test_data, self.model
+        functions = []
+        if self.settings:
+            drawn = any(map(DATA.search, names(self.settings, ast.Store)))
+            functions.append(
+                self.function(
+                    "@cache\ndef settings(config: Config) -> tuple[Any, ...]:",
+                    "Return what more than one of the others needs.",
+                    [*self.own("glue.reseed(config.seed)" if drawn else ""), *self.settings],
+                    ", ".join(self.returned) + ("," if len(self.returned) == 1 else ""),
+                )
+            )
+        reseed = self.own("glue.reseed(config.seed)")
+        functions.append(
+            self.function(
+                "def build(config: Config) -> nn.Module:",
+                "Return a new model.",
+                [*self.fetched("build"), *reseed, *self.bodies["build"]],
+                model,
+            )
+        )
+        functions.append(
+            self.function(
+                "@cache\ndef data(config: Config) -> tuple[Any, Any]:",
+                "Return all training data and test data, each a DataLoader or a Dataset.",
+                [*self.fetched("data"), *reseed, *self.bodies["data"]],
+                ast.Tuple([self.found.train_data, self.found.test_data], ast.Load()),
+            )
+        )
+        result = "{}"
+        if self.trained:
+            value, figures = self.trained
+            result = self.ours(f"glue.figures({', '.join([value, *map(repr, figures)])})")
+        # The random numbers begin with the training itself, as centralised.py has it.
+        functions.append(
+            self.function(
+                f"def train(config: Config, seed: int, {model}: nn.Module, {train_data}: Any, "
+                f"{test_data}: Any) -> tuple[nn.Module, dict[str, float]]:",
+                "Train the model, and return it with figures such as the loss.",
+                [
+                    *self.fetched("train"),
+                    *self.bodies["train"],
+                    *self.own("glue.reseed(seed)"),
+                    self.training,
+                ],
+                f"{model}, {result}",
+                {model} | self.data,
+            )
+        )
+        test = self.found.test
+        figures = returned(test.function) if test.function else []
+        call = expression(
+            self.ours("glue.printed(lambda: _)" if figures is None else "glue.figures(_)")
+        )
+        call.args = [self.evaluation, *map(ast.Constant, figures or ())]
+        if figures is None:
+            call.args[0] = ast.Lambda(
+                ast.parse("lambda: 0", mode="eval").body.args, self.evaluation
+            )
+        functions.append(
+            self.function(
+                f"def evaluate(config: Config, {model}: nn.Module, {test_data}: Any) "
+                "-> dict[str, float]:",
+                "Test the model and return its figures.",
+                [*self.fetched("evaluate"), *self.bodies["evaluate"]],
+                call,
+                {model, test_data},
+            )
+        )
+        return self.head("sys.argv" in "".join(functions)) + "\n\n".join(functions)
+
+    def head(self, command_line: bool) -> str:
+        """Return what comes before the functions."""
+        name = self.script.path.stem
+        imports = "import shlex\nimport sys\n" if command_line else ""
+        script = self.ours(f"from {self.package}.own import {name} as script")
+        loose = [s for s in self.script.top if not isinstance(s, ast.FunctionDef | ast.ClassDef)]
+        if any(inner in DRAWS for s in loose for _, inner in called(s)):
+            why = "# what the script draws when imported is the same everywhere"
+            script = f"\n{self.ours('glue.reseed(42)')}  {why}\n{script}  # noqa: E402"
+        glue = self.ours("glue")
+        glue = "glue" if glue == "glue" else f"glue as {glue}"
+        return (
+            f'"""The project, for a federation: what {name}.py does, in parts. Plain PyTorch.\n\n'
+            f"`{self.ours('script')}` is {name}.py itself; names and arguments are its own. Change "
+            'here what a client\nhands to it.\n"""\n\n'
+            f"{imports}from functools import cache\nfrom typing import Any\n\n"
+            f"from torch import nn\n\nfrom {self.package} import {glue}\n"
+            f"from {self.package}.config import Config\n{script}\n\n"
+            "# Where the script's own training is, for centralised.py.\n"
+            f"TRAINING: dict[str, Any] | None = {self.marks}\n\n\n"
+        )
+
+    def ours(self, text: str) -> str:
+        """Return text with our names as they are in this task.py."""
+        pattern = rf"(?<![.\w])({'|'.join(self.fresh)})\b"
+        return re.sub(pattern, lambda match: self.fresh[match[0]], text)
 
     @staticmethod
     def unparsed(node: ast.AST, prefixed: Prefixed) -> str:
         return ast.unparse(ast.fix_missing_locations(prefixed.visit(copy.deepcopy(node))))
 
-    def text(self) -> str:
-        """Return task.py."""
-        name = self.script.path.stem
-        imports = ["from functools import cache", "from typing import Any"]
-        functions = []
-        if self.settings:
-            values = ", ".join(self.returned) + ("," if len(self.returned) == 1 else "")
-            functions.append(
-                f'@cache\ndef settings(config: Config) -> tuple[Any, ...]:\n'
-                f'    """Return what more than one of the others needs."""\n'
-                f"{self.seeded('settings')}{self.body('settings')}    return {values}\n"
-            )
-        functions.append(
-            f'def build(config: Config) -> nn.Module:\n    """Return a new model."""\n'
-            f"    glue.reseed(config.seed)\n{self.body('build')}    return {self.model}\n"
-        )
-        both = [self.found.train_data, self.found.test_data]
-        local = names(self.bodies["data"], ast.Store) | set(self.handed["data"])
-        prefixed = Prefixed(self.script.globals - local)
-        values = ", ".join(self.unparsed(value, prefixed) for value in both)
-        functions.append(
-            "@cache\ndef data(config: Config) -> tuple[Any, Any]:\n"
-            '    """Return all training data and test data, each a DataLoader or a Dataset."""\n'
-            f"    glue.reseed(config.seed)\n{self.body('data')}    return {values}\n"
-        )
-        functions += [self.train_text(), self.evaluate_text()]
-        text = "\n\n".join(functions)
-        if "sys.argv" in text:
-            imports = ["import shlex", "import sys", *imports]
-        own = f"from {self.package}.own import {name} as script"
-        glue = f"from {self.package} import glue\nfrom {self.package}.config import Config"
-        loose = [s for s in self.script.top if not isinstance(s, ast.FunctionDef | ast.ClassDef)]
-        if any(inner in DRAWS for s in loose for _, inner in called(s)):
-            own = (
-                "\nglue.reseed(42)  # what the script draws when imported is the same everywhere\n"
-                f"{own}  # noqa: E402"
-            )
-        imports_text = "\n".join(imports)
-        return (
-            f'"""The project, for a federation: what {name}.py does, in parts. Plain PyTorch.\n\n'
-            f"`script` is {name}.py itself; the names and arguments are its own. Change here what a\n"
-            'client hands to it.\n"""\n\n'
-            f"{imports_text}\n\nfrom torch import nn\n\n{glue}\n{own}\n\n"
-            f"# Where the script's own training is, for centralised.py.\n"
-            f"TRAINING: dict[str, Any] | None = {self.marks}\n\n\n{text}"
-        )
+    def own(self, line: str) -> list[ast.stmt]:
+        """Return a line of ours as statements."""
+        return ast.parse(self.ours(line)).body
 
-    def seeded(self, kind: str) -> str:
-        drawn = any(map(DATA.search, names(self.settings, ast.Store)))
-        return "    glue.reseed(config.seed)\n" if drawn and kind == "settings" else ""
+    def fetched(self, kind: str) -> list[ast.stmt]:
+        """Return what gets a function the settings that it needs."""
+        needed = self.handed[kind]
+        unpacked = ", ".join(name if name in needed else "_" for name in self.returned)
+        comma = "," if len(self.returned) == 1 else ""
+        return self.own(f"{unpacked}{comma} = settings(config)") if needed else []
 
-    def train_text(self) -> str:
-        held = {self.model} | self.data
-        text = self.body("train", held, [self.training]).rstrip("\n").split("\n")
-        # The random numbers begin with the training itself, as centralised.py has it.
-        count = len(indented(self.unparsed(self.training, Prefixed(set()))).rstrip("\n").split("\n"))
-        text.insert(len(text) - count, "    glue.reseed(seed)")
-        result = "{}"
-        if self.trained and self.trained[0]:
-            quoted = "".join(f', "{name}"' for name in self.trained[1])
-            result = f"glue.figures({self.trained[0]}{quoted})"
-        body = "\n".join(text)
-        return (
-            f"def train(\n    config: Config, seed: int, {self.model}: nn.Module, "
-            f"{self.train_data}: Any, {self.test_data}: Any\n"
-            ") -> tuple[nn.Module, dict[str, float]]:\n"
-            '    """Train the model, and return it with figures such as the loss."""\n'
-            f"{body}\n    return {self.model}, {result}\n"
-        )
-
-    def evaluate_text(self) -> str:
-        held = {self.model, self.test_data}
-        text = self.body("evaluate", held)
-        local = names(self.bodies["evaluate"], ast.Store) | held | set(self.handed["evaluate"])
-        call = self.unparsed(self.evaluation, Prefixed(self.script.globals - local))
-        test = self.found.test
-        named = returned(test.function) if test.function else []
-        quoted = "".join(f', "{name}"' for name in named or ())
-        result = f"glue.printed(lambda: {call})" if named is None else f"glue.figures({call}{quoted})"
-        return (
-            f"def evaluate(config: Config, {self.model}: nn.Module, {self.test_data}: Any) "
-            "-> dict[str, float]:\n"
-            '    """Test the model and return its figures."""\n'
-            f"{text}    return {result}\n"
-        )
+    def function(
+        self,
+        signature: str,
+        explanation: str,
+        body: list[ast.stmt],
+        result: str | ast.expr,
+        given: set[str] = frozenset(),
+    ) -> str:
+        """Return a function as text, with the script's names as `script.name`."""
+        if self.reads(body):
+            body = [
+                *self.own("sys.argv = [script.__file__, *shlex.split(config.arguments)]"),
+                *body,
+            ]
+        local = names(body, ast.Store) | given | {*self.fresh.values(), "data", "shlex", "sys"}
+        prefixed = Prefixed(self.script.globals - local, self.fresh["script"])
+        value = expression(result) if isinstance(result, str) else result
+        texts = [self.unparsed(each, prefixed) for each in [*body, ast.Return(value)]]
+        texts[-1] = re.sub(r"^return \((.*)\)$", r"return \1", texts[-1])
+        lines = "\n".join([f'"""{explanation}"""', *texts]).split("\n")
+        return "\n".join([self.ours(signature), *(f"    {line}" for line in lines), ""])
 
     def told(self) -> list[str]:
         """Return what was found, a line each."""
@@ -430,7 +472,3 @@ def replace(call: Call, old: ast.expr, name: str) -> None:
             node.args = [new if v is argument.value else v for v in node.args]
             for keyword in node.keywords:
                 keyword.value = new if keyword.value is argument.value else keyword.value
-
-
-def indented(text: str) -> str:
-    return "".join(f"    {line}\n" for line in text.split("\n")) if text else ""

@@ -13,6 +13,7 @@ import argparse
 import ast
 import contextlib
 import io
+import logging
 import random
 import shlex
 import sys
@@ -72,9 +73,7 @@ class Steps:
 
     def note(self, optimizer: Optimizer, *_: Any) -> None:
         self.tensors = [value for group in optimizer.param_groups for value in group["params"]]
-        self.checksums.append(
-            [zlib.crc32(bits(value)) for value in self.tensors]
-        )
+        self.checksums.append([zlib.crc32(bits(value)) for value in self.tensors])
         numbers = {k: v for k, v in optimizer.param_groups[0].items() if isinstance(v, int | float)}
         self.settings.append(numbers)
 
@@ -159,7 +158,7 @@ def script_alone(config: Config, initial: Arrays, steps: Steps) -> Arrays:
 def one_client(overrides: dict[str, Any], steps: Steps) -> Arrays:
     """Run the federation of one client for one round and return the weights."""
     with tempfile.TemporaryDirectory() as folder:
-        with steps.watched():
+        with steps.watched(), contextlib.redirect_stdout(io.StringIO()):
             run_app(app_folder(), 1, overrides | {"output-dir": folder})
         [path] = Path(folder).glob(f"*/*/{CHECKPOINT}")
         arrays = load_file(path)
@@ -200,7 +199,8 @@ def compare(overrides: dict[str, Any] | None = None) -> Verdict:
     }
     worst = max(gaps, key=gaps.__getitem__)
     return Verdict(
-        False, f"Not the same weights, {gaps[worst]:.3g} apart at most, in {worst} ({counts}). {reason}"
+        False,
+        f"Not the same weights, {gaps[worst]:.3g} apart at most, in {worst} ({counts}). {reason}",
     )
 
 
@@ -252,6 +252,7 @@ def main() -> int:
     )
     parser.add_argument("--run-config", action="append", default=[], help="'key=value key=value'")
     overrides = parse_config_args(parser.parse_args().run_config)
+    logging.getLogger("flwr").setLevel(logging.WARNING)
     verdict = compare(overrides)
     print(verdict.text)
     return int(not verdict.same)
