@@ -195,7 +195,7 @@ def own_nodes(function: ast.FunctionDef) -> Iterator[ast.AST]:
 
 def figure(value: ast.expr) -> str:
     text = ast.unparse(value).lower()
-    for name, sign in (("loss", "loss"), ("accuracy", "acc"), ("accuracy", "correct")):
+    for name, sign in (("loss", "loss"), *(("accuracy", s) for s in ("acc", "correct", "argmax"))):
         if sign in text:
             return name
     return last(value) or "figure"
@@ -312,13 +312,13 @@ class Script:
                 self.refuse_loop(statement, 'under `if __name__ == "__main__":`', self.block)
         wanted = {self.chosen["train"]} if "train" in self.chosen else set(direct)
         sites = list(self.sites(wanted, self.chosen.get("train")))
-        for driver, node in sites:
-            if driver is not None and driver.name in direct and self.makes_model(driver.body):
-                continue
-            if any(node in ast.walk(s) for s in loose):
+        runs = callers(self.functions, {d.name for d, _ in sites if d is not None} | wanted)
+        for node, name in (each for s in loose for each in called(s)):
+            if name in runs or any(node is site for _, site in sites):
                 refuse(
-                    f"line {node.lineno} trains when the file is imported, and each client imports "
-                    'it: put what is not indented there under `if __name__ == "__main__":`'
+                    f"{ast.unparse(node)}, line {node.lineno}, trains when the file is imported, and "
+                    "each client imports it: put what the file does by itself under "
+                    '`if __name__ == "__main__":`'
                 )
         for name, function in direct.items():
             if self.makes_model(function.body) and "train" not in self.chosen:
@@ -330,6 +330,13 @@ class Script:
                 self.refuse_loop(loop, f"in {name}(), which makes the model, too", function.body)
         found = [self.climbed(driver, node) for driver, node in sites]
         found = [each for each in found if each]
+        if not found and sites:
+            node = sites[0][1]
+            refuse(
+                f"{ast.unparse(node)}, line {node.lineno}, is given no model that its caller makes: a "
+                "client has its own model and data, so have it take both as parameters, "
+                "`train(model, train_loader, …)`, and make the model in main()"
+            )
         if not found and wanted:
             return self.without_driver(wanted)
         if not found:
@@ -379,8 +386,8 @@ class Script:
                 elif name == "fit" and isinstance(node.func, ast.Attribute):
                     yield driver, node
                 elif isinstance(node.func, ast.Attribute) and base(node.func) in made:
-                    method = self.method(made[base(node.func)], name)
-                    if (method is None and name == "train") or trains(method):
+                    owner = self.classes.get(last(made[base(node.func)].func))
+                    if name in methods_that_train(owner) if owner else name == "train":
                         yield driver, node
 
     def trains_by_trainer(self, driver: ast.FunctionDef | None, given: str) -> bool:
@@ -574,8 +581,19 @@ class Script:
         return ast.Call(ast.Name(function.name, ast.Load()), [], given)
 
 
-def trains(function: ast.FunctionDef | None) -> bool:
-    return function is not None and any(name == "backward" for _, name in called(function))
+def callers(functions: dict[str, ast.FunctionDef], found: set[str]) -> set[str]:
+    """Return functions, and those that call them, and so on."""
+    while True:
+        more = {n for n, f in functions.items() if found & {name for _, name in called(f)}} - found
+        if not more:
+            return found
+        found = found | more
+
+
+def methods_that_train(owner: ast.ClassDef) -> set[str]:
+    """Return the methods of a class that train, themselves or by another."""
+    methods = {m.name: m for m in owner.body if isinstance(m, ast.FunctionDef)}
+    return callers(methods, {"backward"}) - {"backward"}
 
 
 def trainers(body: Sequence[ast.stmt]) -> dict[str, ast.Call]:
@@ -637,6 +655,11 @@ class Found:
         self.model = "model" if alone else script.model_of(call, body)
         self.left_out: list[ast.stmt] = []
         self.check_loop()
+        if not any(self.model in names(s, ast.Store) for s in self.before):
+            refuse(
+                f"the model {self.model!r} is made at the top of the file, where an import makes it: "
+                "make it where it is trained, in main() for instance"
+            )
         self.test = self.find_test()
         self.train_data, self.test_data = self.find_data()
 

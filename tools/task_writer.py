@@ -22,6 +22,7 @@ from script_reader import (
     refuse,
     returned,
     sliced,
+    trainers,
 )
 
 COMMAND_LINES = {"parse_args", "parse_known_args", "parse_args_into_dataclasses"}
@@ -186,12 +187,15 @@ class Task:
         return sliced(inner, wanted - held, set())
 
     def shared(self, needs: dict[str, list[ast.stmt]], held: set[str]) -> list[ast.stmt]:
-        """Return the statements of more than one function, which depend on no client's data."""
+        """Return the statements of more than one function, which depend on no client's data.
+
+        What trains is made anew each time: it counts its epochs.
+        """
         tainted: set[int] = set()
         for kind in ("train", "evaluate"):
             known = set(held)
             for statement in needs[kind]:
-                if names(statement) & known:
+                if names(statement) & known or trainers([statement]):
                     tainted.add(id(statement))
                     known |= names(statement, ast.Store)
         every = [s for body in needs.values() for s in body]
@@ -313,9 +317,10 @@ class Task:
         functions = []
         if self.settings:
             drawn = any(map(DATA.search, names(self.settings, ast.Store)))
+            cached = "@cache\n" if drawn else ""
             functions.append(
                 self.function(
-                    "@cache\ndef settings(config: Config) -> tuple[Any, ...]:",
+                    f"{cached}def settings(config: Config) -> tuple[Any, ...]:",
                     "Return what more than one of the others needs.",
                     [*self.own("glue.reseed(config.seed)" if drawn else ""), *self.settings],
                     ", ".join(self.returned) + ("," if len(self.returned) == 1 else ""),
