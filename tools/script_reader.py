@@ -13,7 +13,7 @@ from typing import NamedTuple, NoReturn
 
 MODEL_NAMES = {"model", "net", "network", "classifier", "module", "lit_model"}
 EPOCHS = {"epochs", "num_epochs", "n_epochs", "nb_epochs", "max_epochs", "num_train_epochs"}
-DATA = re.compile(r"load|data|set\b|_set|_dl\b|_ds\b|\bdl\b|\bds\b|batches|iter", re.IGNORECASE)
+DATA = re.compile(r"load|data|set\b|_set|_dl\b|_ds\b|\bdl\b|\bds\b|batches|_iter\b", re.IGNORECASE)
 TESTS = re.compile(r"test|val|eval|dev_|dev\b", re.IGNORECASE)
 TRAINS = re.compile(r"train|fit|learn|tr_", re.IGNORECASE)
 # Calls that say or keep something, and change nothing that is trained.
@@ -316,8 +316,8 @@ class Script:
         for node, name in (each for s in loose for each in called(s)):
             if name in runs or any(node is site for _, site in sites):
                 refuse(
-                    f"{ast.unparse(node)}, line {node.lineno}, trains when the file is imported, and "
-                    "each client imports it: put what the file does by itself under "
+                    f"{ast.unparse(node)}, line {node.lineno}, trains when the file is imported, "
+                    "and each client imports it: put what the file does by itself under "
                     '`if __name__ == "__main__":`'
                 )
         for name, function in direct.items():
@@ -333,8 +333,8 @@ class Script:
         if not found and sites:
             node = sites[0][1]
             refuse(
-                f"{ast.unparse(node)}, line {node.lineno}, is given no model that its caller makes: a "
-                "client has its own model and data, so have it take both as parameters, "
+                f"{ast.unparse(node)}, line {node.lineno}, is given no model that its caller "
+                "makes: a client has its own model and data, so have it take both as parameters, "
                 "`train(model, train_loader, …)`, and make the model in main()"
             )
         if not found and wanted:
@@ -657,8 +657,8 @@ class Found:
         self.check_loop()
         if not any(self.model in names(s, ast.Store) for s in self.before):
             refuse(
-                f"the model {self.model!r} is made at the top of the file, where an import makes it: "
-                "make it where it is trained, in main() for instance"
+                f"the model {self.model!r} is made at the top of the file, where an import makes "
+                "it: make it where it is trained, in main() for instance"
             )
         self.test = self.find_test()
         self.train_data, self.test_data = self.find_data()

@@ -15,6 +15,7 @@ from script_reader import (
     defaults,
     expression,
     figure,
+    is_seed,
     lines,
     names,
     noise,
@@ -151,7 +152,9 @@ class Task:
         self.set_epochs(needs["train"] + [training])
         shared = self.shared(needs, held)
         self.settings = [s for s in before if s in shared]
-        self.bodies = {kind: [s for s in body if s not in shared] for kind, body in needs.items()}
+        self.bodies = {
+            kind: [s for s in body if s not in shared or is_seed(s)] for kind, body in needs.items()
+        }
         self.training, self.evaluation = training, evaluation
         lacks = names(self.bodies["evaluate"]) - names(self.bodies["evaluate"], ast.Store)
         if self.train_data in lacks - {self.test_data}:  # of a trainer that is made for both
@@ -211,7 +214,7 @@ class Task:
             found = [s for s in found if s not in worse]
         if any(map(DATA.search, names(found, ast.Store))):  # drawn as the script draws it
             place = self.found.before.index
-            seeds = [s for s in needs["data"] if noise(s)]
+            seeds = [s for s in needs["data"] if is_seed(s)]
             end = max(map(place, found))
             found += [s for s in seeds if place(s) < end and s not in found]
         return found
