@@ -87,7 +87,7 @@ def without_lines(app: Path, pattern: str) -> None:
     """Leave a setting out: the lines that declare it, and tell of it."""
     for path in [*app.glob("*/config.py"), app / "pyproject.toml", app / "README.md"]:
         lines = path.read_text().splitlines(keepends=True)
-        key = re.compile(rf"\s*(\| `)?{pattern}\b(`|:| *=)")
+        key = re.compile(rf"(\s*|\| `|settings\.){pattern}\b(`|:| *=)")
         path.write_text("".join(line for line in lines if not key.match(line)))
 
 

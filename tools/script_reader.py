@@ -296,11 +296,7 @@ class Script:
         Raises:
             CannotBeConverted: it is not there, or cannot be called.
         """
-        direct = {
-            name: function
-            for name, function in self.functions.items()
-            if any(called_name == "backward" for _, called_name in called(function))
-        }
+        direct = {name: function for name, function in self.functions.items() if trains(function)}
         loose = [s for s in self.top if not isinstance(s, ast.FunctionDef | ast.ClassDef)]
         for statement in loose:
             if any(name == "backward" for _, name in called(statement)):
@@ -581,6 +577,10 @@ class Script:
         return ast.Call(ast.Name(function.name, ast.Load()), [], given)
 
 
+def trains(function: ast.FunctionDef) -> bool:
+    return any(name == "backward" for _, name in called(function))
+
+
 def callers(functions: dict[str, ast.FunctionDef], found: set[str]) -> set[str]:
     """Return functions, and those that call them, and so on."""
     while True:
@@ -652,6 +652,9 @@ class Found:
             self.before, self.statement, self.after = self.around(body, call.node)
             if driver:
                 self.before = self.callers(driver) + self.before
+        does = {n for n, f in script.functions.items() if tests_only(f) or trains(f)}
+        self.earlier = [s for s in self.before if does & {name for _, name in called(s)}]
+        self.before = [s for s in self.before if s not in self.earlier]
         self.model = "model" if alone else script.model_of(call, body)
         self.left_out: list[ast.stmt] = []
         self.check_loop()

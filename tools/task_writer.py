@@ -463,6 +463,9 @@ class Task:
             f"data   {ast.unparse(found.train_data)}, tested on {ast.unparse(found.test_data)}",
             f"test   {self.calls[1]}: {figures}",
         ]
+        if found.earlier:
+            what = ", ".join(lines(s) for s in found.earlier)
+            said.append(f"left out, for it trains or tests before: {what}")
         if found.left_out:
             what = ", ".join(lines(s) for s in found.left_out)
             said.append(f"left out of a client's loop, for they train nothing: {what}")

@@ -155,6 +155,12 @@ def script_alone(config: Config, initial: Arrays, steps: Steps) -> Arrays:
     raise RuntimeError(f"{path.name} ended before its training did, lines {task.TRAINING['lines']}")
 
 
+def alone(run_config: dict[str, Any]) -> Arrays:
+    """Return the weights after the script's own training; the settings are pyproject.toml's."""
+    config = Config.from_run_config(run_config)
+    return script_alone(config, models.to_arrays(task.build(config)), Steps())
+
+
 def one_client(overrides: dict[str, Any], steps: Steps) -> Arrays:
     """Run the federation of one client for one round and return the weights."""
     with tempfile.TemporaryDirectory() as folder:

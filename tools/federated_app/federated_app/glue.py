@@ -15,7 +15,7 @@ import torch
 NUMBER = r"[-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?"
 PRINTED = re.compile(rf"(\w*(?:loss|acc)\w*)\W+?({NUMBER})(?:\s*/\s*({NUMBER}))?", re.IGNORECASE)
 # Figures that differ from one run to the next, or are none of the model's.
-LEFT_OUT = re.compile(r"runtime|per_second|flos|epoch|step")
+LEFT_OUT = re.compile(r"time|per_second|flos|epoch|step")
 
 
 def reseed(seed: int) -> None:
