@@ -28,6 +28,11 @@ new: ## copy an example out as your own app: make new FROM=vit-finetune TO=../my
 	@$(if $(and $(FROM),$(TO)),,$(error say from what and where to: make new FROM=vit-finetune TO=../my-app))
 	@$(ANY_PYTHON) tools/new_app.py "$(FROM)" "$(TO)" $(if $(PUBLISHER),--publisher "$(PUBLISHER)")
 
+federate: $(INSTALLED) ## make an app of a training script: make federate SCRIPT=train.py TO=../my-app (MODEL= TRAIN= TEST= DATA=)
+	@$(if $(and $(SCRIPT),$(TO)),,$(error say which script, and where to: make federate SCRIPT=train.py TO=../my-app))
+	@$(BIN)/python tools/federate.py "$(SCRIPT)" "$(TO)" --model "$(MODEL)" --train "$(TRAIN)" \
+		--test "$(TEST)" --data "$(DATA)" $(if $(PUBLISHER),--publisher "$(PUBLISHER)")
+
 kit: ## copy kit/ into every example, word for word, after it was changed
 	@for package in $(PACKAGES); do rm -rf $$package/kit && cp -R kit $$package/kit; done
 	@find $(PACKAGES) -name __pycache__ -prune -exec rm -rf {} +
@@ -97,4 +102,4 @@ $(INSTALLED): pyproject.toml constraints.txt $(wildcard examples/*/pyproject.tom
 		$(foreach example,$(EXAMPLES),--editable examples/$(example)[test])
 	@touch $@
 
-.PHONY: help run federation new kit doctor test test-all test-latest check format bench plan check-gpu results lock audit clean install
+.PHONY: help run federation new federate kit doctor test test-all test-latest check format bench plan check-gpu results lock audit clean install

@@ -50,6 +50,11 @@ def test_new_takes_from_and_to():
     ]
 
 
+def test_federate_takes_script_and_to():
+    assert "make federate SCRIPT=train.py TO=../my-app" in make("federate").stderr
+    assert "there is no such Python file" in make("federate", "SCRIPT=no.py", "TO=../my-app").stderr
+
+
 @pytest.mark.parametrize(
     ("config", "error"),
     [
