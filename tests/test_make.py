@@ -33,7 +33,7 @@ def test_unknown_example_is_named():
     done = make("run", "EXAMPLE=nope")
     assert done.returncode != 0
     assert (
-        "EXAMPLE=nope: no such example; there are vit-finetune, advanced-pytorch, " in done.stderr
+        "EXAMPLE=nope: no such example; there are pytorch-from-centralized-to-" in done.stderr
     )
 
 

@@ -31,7 +31,7 @@ def printed_by(folder: Path) -> str:
 
 def unknown(page: Path, *sources: str) -> list[str]:
     """Return the messages of a page's tables, in backticks, that no source can print."""
-    text = re.sub(r"[\s\S]*\n## Troubleshooting\n|\n## What to change[\s\S]*", "", page.read_text())
+    text = page.read_text().split("\n## Troubleshooting\n")[-1]
     causes = re.findall(r"^\| (?!message |---)(.*?) \| ", text, re.MULTILINE)
     messages = [found for cause in causes for found in re.findall(r"`([^`]+)`", cause)]
     assert messages
