@@ -1,4 +1,4 @@
-"""Figures of gpu-scaling: tables and plots of its README."""
+"""Figures of gpu-scaling."""
 
 from pathlib import Path
 from typing import Any
@@ -72,17 +72,12 @@ def memory_block() -> str:
             runs = [run_of(executor, size) for size in sizes]
             rows.append([f"`{executor}`, {what}", *(value(r) if r else "" for r in runs)])
     header = ["a simulation of", *(f"{size} clients" for size in sizes)]
-    text = (
-        f"All processes together, PSS, Ray's included. Each client has {measured['images']} images "
-        f"of CIFAR-10; up to 100 are sampled a round, 10 with `spawn`; steps a second are those of "
-        f"whole rounds, the central test on {measured['test_images']:,} images included."
+    return (
+        f"{table(header, rows)}\n\nWith the pool, 300 clients take {growth('pool'):.2f} times the "
+        f"memory of 10. Each client has {measured['images']} images; up to 100 clients are sampled "
+        f"a round, 10 with `spawn`. Steps a second are those of whole rounds, the central test on "
+        f"{measured['test_images']:,} images included.\n\n{taken(measured)}"
     )
-    text += (
-        " A simulation has one process a core for all its clients, so on a CPU memory is flat with "
-        "each executor; with the pool those processes do without PyTorch."
-    )
-    text += f" With the pool, 300 clients take {growth('pool'):.2f} times the memory of 10."
-    return f"{table(header, rows)}\n\n{text} {taken(measured)}"
 
 
 def rounds_block() -> str:
@@ -234,8 +229,7 @@ ADDS = "hundreds of clients on one device with flat memory, and populations of a
 MODEL = "a small CNN"
 SETTINGS = (
     *("executor", "workers", "memory-share", "dataset", "population", "partitioning"),
-    *("num-server-rounds", "clients-to-train", "clients-to-evaluate", "local-epochs"),
-    *("batch-size", "learning-rate"),
+    *("num-server-rounds", "clients-to-train", "learning-rate"),
 )
 BLOCKS = {"reached": reached_block}
 RESULTS = {
