@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from new_app import PAGES, make
@@ -12,7 +13,7 @@ from test_kit import files
 
 NAME, PACKAGE = "my-own-app", "my_own_app"
 # What a page says of this repository, and of figures that were taken in it.
-OURS = ("<!--", "_static", "tools/", "make ", "benchmarks/", "*Measured", "figures above")
+OURS = ("<!--", "_static", "tools/", "`make ", "benchmarks/", "*Measured", "figures above")
 OURS += ("repository", "This example", "examples/", "RESULTS.md", "CONTRIBUTING", "](../../")
 
 
@@ -104,20 +105,20 @@ def test_pages_of_the_app_are_its_own(example, tmp_path):
     for page in pages:
         text = page.read_text()
         assert not [words for words in OURS if words in text], page
-        assert not re.search(r"^(#+) .*\n+(?=#{1,2} |\Z)", text, re.MULTILINE), page
+        assert not re.search(r"^##+ .*\n+(?=#{1,2} |\Z)", text, re.MULTILINE), page
         assert not [name for name in example_names() if name in text], page
         for link in re.findall(r"\]\(([^)]+)\)", text):
             path, _, section = link.partition("#")
             if not link.startswith("http"):
                 target = page.parent / path if path else page
                 assert target.exists(), (page, link)
-                titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if section else []
-                assert not section or section in map(anchor, titles), (page, link)
+                assert not section or section in anchors(target), (page, link)
 
 
-def anchor(title: str) -> str:
-    """Return what a link to a section calls it."""
-    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+def anchors(page: Path) -> list[str]:
+    """Return what links to a page's sections call them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
 
 
 def test_a_name_that_holds_the_examples_is_given_once(tmp_path):

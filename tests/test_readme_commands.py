@@ -34,11 +34,15 @@ def pages() -> list[Path]:
 def commands(page: Path) -> Iterator[tuple[Path, list[str]]]:
     """Yield the folder and the words of each command in a page's shell blocks, `cd` followed.
 
-    The pages in docs/ and benchmarks/ are to be followed from the root of the repository.
+    The pages in docs/ and benchmarks/ are to be followed from the root of the repository, those of
+    an example, its wings' too, from its folder.
     """
     text = page.read_text()
+    start = ROOT
+    if ROOT / "examples" in page.parents:
+        start = example_folder(page.relative_to(ROOT / "examples").parts[0])
     for block in re.findall(r"```(?:bash|shell|sh)\n(.*?)```", text, re.DOTALL):
-        folder = ROOT if page.parent.name in ("docs", "benchmarks") else page.parent
+        folder = start
         for line in re.split(r"\n| && ", block.replace("\\\n", " ")):
             words = shlex.split(re.sub(r"^\s*(\w+=\S* )+", "", line), comments=True)
             if words[:1] == ["cd"]:

@@ -25,7 +25,7 @@ PUBLISHER = "your-name"
 FIRST_SECTION = "\n## Run it\n"  # before it: what we teach and measured
 PAGES = ("running", "deployment", "scaling", "troubleshooting", "newest-flwr")  # in docs/
 # What speaks of this repository: its other folders, its commands, its figures.
-OURS = r"repository|\bmake |/make\b|\.\./examples/|benchmarks/|tools/|RESULTS\.md|_static/|"
+OURS = r"repository|`make |^make |&& make |\.\./examples/|benchmarks/|tools/|RESULTS\.md|_static/|"
 OURS += r"\*Measured|CONTRIBUTING|tests/test_|compose|containers?\b"
 
 
@@ -104,7 +104,7 @@ def own_code(block: str) -> str:
 
 
 def own_prose(text: str) -> str:
-    """Return paragraphs, and of lists and tables the lines, that do not speak of this repository."""
+    """Return the paragraphs, and of lists and tables the lines, without what `OURS` finds."""
     paragraphs = []
     for paragraph in text.split("\n\n"):
         lines = paragraph.split("\n")
@@ -114,19 +114,20 @@ def own_prose(text: str) -> str:
     return "\n\n".join(paragraphs)
 
 
-def own_docs(rename: Callable[[str], str], name: str) -> dict[str, str]:
-    """Return the pages of docs/ that an app needs, by name, as its own."""
+def own_docs(rename: Callable[[str], str], example: str, name: str) -> dict[str, str]:
+    """Return the pages of docs/ as those of an app: each example in them stands for the app."""
     package = name.replace("-", "_")
-    stand_ins = {r"examples/[\w-]+": "."} | {rf"\b{other}\b": name for other in example_names()}
+    stand_ins = {r"examples/[\w-]+": ".", r"python -m kit\.": f"python -m {package}.kit."}
     for other in example_names():
-        stand_ins[rf"\b{package_of(ROOT / 'examples' / other)}\b"] = package
-    stand_ins[r"python -m kit\."] = f"python -m {package}.kit."
+        if other != example:
+            stand_ins[rf"\b{other}\b"] = name
+            stand_ins[rf"\b{package_of(ROOT / 'examples' / other)}\b"] = package
     pages = {}
     for page in PAGES:
-        text = own_page((ROOT / "docs" / f"{page}.md").read_text())
+        text = rename(own_page((ROOT / "docs" / f"{page}.md").read_text()))
         for pattern, replacement in stand_ins.items():
             text = re.sub(pattern, replacement, text)
-        pages[page] = rename(text)
+        pages[page] = text
     return pages
 
 
@@ -181,7 +182,7 @@ def make(example: Path, target: Path, publisher: str) -> None:
         readme = app / "README.md"
         readme.write_text(own_readme(readme.read_text(), name, rename(description)))
         (app / "docs").mkdir()
-        for page, text in own_docs(rename, name).items():
+        for page, text in own_docs(rename, example.name, name).items():
             (app / "docs" / f"{page}.md").write_text(text)
         shutil.copy(ROOT / "LICENSE", app)
         app.rename(target)
@@ -201,8 +202,8 @@ def main() -> None:
         f"    cd {arguments.target}\n"
         "    pip install -e .\n"
         "    flwr run . --run-config offline.toml\n\n"
-        "Its README.md says what to change, under Make it yours. The publisher, in pyproject.toml, is "
-        f'"{arguments.publisher}".'
+        "Its README.md says what to change, under Make it yours. The publisher, in "
+        f'pyproject.toml, is "{arguments.publisher}".'
     )
 
 
