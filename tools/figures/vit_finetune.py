@@ -226,9 +226,11 @@ def offline() -> str:
 
 
 def headline() -> str:
+    epochs = result("vit-finetune-accuracy")["tuning"]["best"]["local_epochs"]
     return (
-        f"accuracy {mean(accuracies('iid')):.3f}, {mean(centralised()):.3f} centralised; "
-        f"{seconds('vit_tiny')} s a round of one local epoch"
+        f"accuracy {mean(accuracies('iid')):.3f} with {epochs} local epochs a round, "
+        f"{mean(centralised()):.3f} centralised; a round of 1 local epoch takes "
+        f"{seconds('vit_tiny')} s"
     )
 
 
