@@ -119,6 +119,8 @@ def main() -> None:
         callbacks=[Lines(job)],
         send_metrics_to_platform=False,
     )
+    if pytorch_ops.distributed.world_size > 1:
+        torch.distributed.destroy_process_group()  # or PyTorch may abort as it ends
 
 
 if __name__ == "__main__":
