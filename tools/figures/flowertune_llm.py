@@ -234,9 +234,10 @@ def beside_flare() -> str:
     return (
         f"\n\n**GPT-2 large, 3.35 GB in float32, from 6 clients that do not train: beside the "
         f"[figures]({flare['source']}) that NVIDIA FLARE states for its tensor streaming.** Its "
-        f"server and clients ran in Docker; ours are processes of a "
-        f"simulation, with made weights and a result that is not kept: compare the memory, not "
-        f"the seconds.\n\n{table(header, rows)}\n\n{taken(measured)}"
+        f"server and clients ran in Docker, and the way back is the sum of its upload and its "
+        f"aggregation; ours are processes of a simulation, with made weights and a result that is "
+        f"not kept. So compare the memory, not the seconds: between real processes ours take "
+        f"longer, at the rates of the next table.\n\n{table(header, rows)}\n\n{taken(measured)}"
     )
 
 
