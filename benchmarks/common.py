@@ -141,14 +141,16 @@ def processor() -> str:
     return platform.processor()
 
 
-def simulate(app: Path, nodes: int, run_config: dict[str, Any], folder: Path) -> Iterator[str]:
+def simulate(
+    app: Path, nodes: int, run_config: dict[str, Any], folder: Path, backend: str = ONE_CPU
+) -> Iterator[str]:
     """Run an app with `flower-simulation` in a folder and yield its log line by line.
 
     Raises:
         RuntimeError: the app failed; the text ends with its last lines.
     """
     command = [Path(sys.executable).parent / "flower-simulation", "--app", app]
-    command += ["--num-supernodes", nodes, "--backend-config", ONE_CPU]
+    command += ["--num-supernodes", nodes, "--backend-config", backend]
     command += ["--run-config", as_run_config(run_config)]
     process = subprocess.Popen(
         [str(part) for part in command],

@@ -8,6 +8,8 @@ from statistics import median_low
 import numpy as np
 from flwr.app import ArrayRecord, Message
 
+from .arrays import view
+
 GROUPS = ("trained", "averaged")  # parameters and buffers, judged apart
 
 
@@ -54,9 +56,9 @@ def length(arrays: ArrayRecord, origin: ArrayRecord | None, names: Iterable[str]
     """Return the Euclidean length of arrays, or of their change; infinities do not count."""
     total = 0.0
     for name in names:
-        change = arrays[name].numpy().astype(np.float64)
+        change = view(arrays[name]).astype(np.float64)
         if origin is not None:
-            change -= np.nan_to_num(origin[name].numpy(), neginf=0.0, posinf=0.0)
+            change -= np.nan_to_num(view(origin[name]), neginf=0.0, posinf=0.0)
         change = change[np.isfinite(change)]
         total += float(np.vdot(change, change))
     return math.sqrt(total)

@@ -32,9 +32,7 @@ def test_help_lists_every_target_with_one_line():
 def test_unknown_example_is_named():
     done = make("run", "EXAMPLE=nope")
     assert done.returncode != 0
-    assert (
-        "EXAMPLE=nope: no such example; there are vit-finetune, advanced-pytorch, " in done.stderr
-    )
+    assert "EXAMPLE=nope: no such example; there are pytorch-from-centralized-to-" in done.stderr
 
 
 def test_new_takes_from_and_to():
@@ -48,6 +46,11 @@ def test_new_takes_from_and_to():
         "--publisher",
         '"me"',
     ]
+
+
+def test_federate_takes_script_and_to():
+    assert "make federate SCRIPT=train.py TO=../my-app" in make("federate").stderr
+    assert "there is no such Python file" in make("federate", "SCRIPT=no.py", "TO=../my-app").stderr
 
 
 @pytest.mark.parametrize(

@@ -53,16 +53,15 @@ def no_gpu_figure(what: str) -> str:
 def offline_on_digits(example: str) -> str:
     """Return in short what an offline run on the embedded digits reached."""
     accuracy = result("offline")["examples"][example]["last"]["accuracy"]
-    return f"{accuracy:.2f} on digits"
+    return f"accuracy {accuracy:.2f} on digits"
 
 
 def offline_block(example: str) -> str:
     """Return a sentence on an offline run on the embedded digits: accuracy and time."""
-    measured = result("offline")
-    run = measured["examples"][example]
+    accuracy = result("offline")["examples"][example]["last"]["accuracy"]
     return (
-        f"You end at a central accuracy of {run['last']['accuracy']:.2f}. With start-up it takes "
-        f"{offline_seconds(example)}. {taken(measured)}"
+        f"You end at a central accuracy of {accuracy:.2f}. With start-up it takes "
+        f"{offline_seconds(example)}."
     )
 
 

@@ -3,7 +3,8 @@
 Copies of the examples, with the pin loosened, are installed into an environment of their own, with
 the versions in constraints.txt as far as that release allows them. Each is then run offline as by a
 user: `flwr run`, which starts a local SuperLink. After that come the kit's tests, and those of
-federations over TLS with their faults. When all pass, results/newest-flower.json says so.
+federations over TLS with their faults. When all pass, results/newest-flower.json says so
+(newest-flower-avx2.json on a processor with AVX2 alone).
 
 With names of examples, only those are run. What differs there: docs/newest-flwr.md.
 """
@@ -25,7 +26,7 @@ import psutil
 from repository import ROOT, example_folder, example_names, flatten, flower_settings, load_toml
 
 sys.path += [str(ROOT), str(ROOT / "benchmarks")]
-from common import PACKAGES, SEED, measurement
+from common import PACKAGES, SEED, instructions, measurement
 
 from kit.federation import LEFT_OUT, exit_on_signals, free_addresses, uninterrupted
 
@@ -345,7 +346,8 @@ def main() -> int:
     exit_on_signals()
     folder, failed = ROOT / ".newest-flower" / str(os.getpid()), False
     try:
-        with measurement("newest-flower", [SEED], trial=bool(chosen)) as result:
+        name = "newest-flower-avx2" if instructions() == "AVX2" else "newest-flower"
+        with measurement(name, [SEED], trial=bool(chosen)) as result:
             run_all(NewestFlower(folder, chosen or example_names()), bool(chosen), result)
     except KeyboardInterrupt:
         print("Interrupted: taken down")

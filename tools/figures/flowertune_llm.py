@@ -192,25 +192,29 @@ def layerwise_block() -> str:
     )
     rows = [layerwise_row("2 GB", row, memory) for row in memory["rows"]]
     rows += [layerwise_row("5 GB", row, published) for row in published["rows"]]
-    rows.append(layerwise_row("141 GB: Llama-3.1-70B", whole["row"], whole))
+    rows.append(layerwise_row("141 GB, as Llama-3.1-70B", whole["row"], whole))
     header = ["model", "clients", "mode", "server's peak", "of it its own, above idle"]
     header += ["a client's peak", "rate"]
     others = ", ".join(f"{gb:g}" for gb in published["published_gigabytes"].values())
     row = whole["row"]
     cpu, copies = row["cpu_seconds"], whole["copy_mb_a_second"]
     return (
-        f"{table(header, rows)}\n\nThe largest process of its kind, in simulation; what is not "
-        f"its own is Ray's memory for messages, mapped into all of its processes. The rate counts "
-        f"all clients' bytes. Weights are made, other ones for each client, and results are not "
-        f"kept.\n\n"
-        f"- NVIDIA FLARE's figures for 5 GB from 4, 8, 12 and 16 clients are {others} GB in "
-        f"memory, 21 GB with its disk offload: read off the chart of its [release notes]"
-        f"({RELEASE_NOTES}), which state neither the machine nor the time.\n"
-        f"- The {row['round_seconds']:.0f} s of the 70B model are {cpu['server app']:.0f} s of one "
-        f"core in the server (adding up, rounding), {cpu['client app']:.0f} s in the clients "
-        f"(making weights, copying them into Ray's memory) and {cpu['Ray'] + cpu['other']:.0f} s "
-        f"in Ray; a core there copies {copies['into used memory']:,.0f} MB/s into memory in use "
-        f"and {copies['into new memory']:,.0f} MB/s into new.\n\n"
+        f"{table(header, rows)}\n\n"
+        f"- **Memory** is that of the largest process of its kind, in simulation. What is not its "
+        f"own is Ray's memory for messages, mapped into all of its processes.\n"
+        f"- **The rate** counts all clients' bytes. No disk and no network is in it: weights are "
+        f"made in memory, other ones for each client; the start of each averaged slice is checked, "
+        f"then the slice is discarded.\n"
+        f"- **The {row['round_seconds']:.0f} s of the model of 141 GB** are "
+        f"{cpu['server app']:.0f} s of one core in the server (adding up, rounding), "
+        f"{cpu['client app']:.0f} s in the clients (making weights, copying them into Ray's "
+        f"memory) and {cpu['Ray'] + cpu['other']:.0f} s in Ray. A core there copies "
+        f"{copies['into used memory']:,.0f} MB/s into memory in use and "
+        f"{copies['into new memory']:,.0f} MB/s into new.\n"
+        f"- **NVIDIA FLARE** shows {others} GB for the server's peak with a model of 5 GB and 4, "
+        f"8, 12 and 16 clients, and about 21 GB with its disk offload. These are read off a chart "
+        f"in its [release notes]({RELEASE_NOTES}), which name neither hardware nor time, so they "
+        f"were taken under other conditions than ours.\n\n"
         f"{taken(memory, published, whole)}{beside_flare()}"
     )
 
@@ -326,12 +330,11 @@ def gpu_block() -> str:
 
 
 def offline_block() -> str:
-    measured = result("offline")
-    run = measured["examples"][NAME]
+    run = result("offline")["examples"][NAME]
     return (
         f"In four rounds of 2 of 20 clients the held-out loss falls from "
         f"{run['first']['loss']:.2f} to {run['last']['loss']:.2f} nats per token. With fetching "
-        f"and converting the model it takes {offline_seconds(NAME)}. {taken(measured)}"
+        f"and converting the model it takes {offline_seconds(NAME)}."
     )
 
 
@@ -364,7 +367,12 @@ def offline() -> str:
 
 def headline() -> str:
     federated, central = mean(ends("federated, float32")), mean(ends(hardest()))
-    return f"loss {federated:.3f} (centralised {central:.3f})"
+    return f"loss {federated:.3f}, {central:.3f} centralised"
+
+
+def data() -> str:
+    """Say on which data the headline was measured."""
+    return "the documentation of Python's standard library"
 
 
 def reached_block() -> str:
@@ -416,9 +424,13 @@ def draw_loss(path: Path) -> None:
 
 
 NAME = "flowertune-llm"
-TEACHES = "LoRA fine-tuning of a quantised language model, only adapters travel"
-DATA = "Alpaca-GPT4, or Python's documentation, 20 partitions"
-MODEL = "OpenLLaMA 3B/7B, or SmolLM2-135M"
+ADDS = "language models: LoRA over frozen 4-bit weights, small messages, whole models by slices"
+MODEL = "SmolLM2-135M"
+SETTINGS = (
+    *("dataset", "model.name", "model.quantization", "model.prompt-template"),
+    *("model.lora.peft-lora-r", "train.learning-rate-max", "train.training-arguments.max-steps"),
+    *("num-server-rounds", "strategy.fraction-train"),
+)
 BLOCKS = {"reached": reached_block, "offline": offline_block}
 RESULTS = {
     "accuracy": accuracy_block,

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
+from .arrays import view
 from .replies import Arrays, metrics, to_numpy, to_record
 
 
@@ -69,7 +70,7 @@ def moved(arrays: Arrays, new: ArrayRecord, trained: Collection[ArrayRecord]) ->
     values = to_numpy(new)
     for name, value in arrays.items():
         if value.dtype.kind != "f" and trained:
-            values[name] = np.max([record[name].numpy() for record in trained], axis=0)
+            values[name] = np.max([view(record[name]) for record in trained], axis=0)
     return {
         name: values.get(name, value).astype(value.dtype).reshape(value.shape)
         for name, value in arrays.items()

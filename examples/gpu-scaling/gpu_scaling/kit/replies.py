@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
 
+from .arrays import view
 from .guard import Guard
 
 Arrays = dict[str, np.ndarray]
@@ -83,9 +84,9 @@ def problem_with_arrays(reply: Message, sent: ArrayRecord) -> str:
         return "its arrays are not named like the global model's"
     for record in reply.content.array_records.values():
         for name, array in record.items():
-            value, origin = array.numpy(), None
+            value, origin = view(array), None
             if record is received:
-                origin = sent[name].numpy()
+                origin = view(sent[name])
                 if value.shape != origin.shape:
                     return f"{name} has shape {array.shape}, not {sent[name].shape}"
                 if (value.dtype.kind == "f") != (origin.dtype.kind == "f"):
