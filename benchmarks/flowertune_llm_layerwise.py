@@ -83,7 +83,7 @@ def simulated(clients: int, run_config: dict[str, Any]) -> dict[str, Any]:
                 raise
         result["too_much"] = memory.too_much
         result["start_seconds"] = started - began
-    return result | {"seconds": time.monotonic() - began} | memory.report()
+    return result | {"seconds": time.monotonic() - began} | memory.found()
 
 
 def show(result: dict[str, Any]) -> None:
@@ -160,7 +160,7 @@ def between_processes(slice_megabytes: int) -> dict[str, Any]:
         log = federation.log_of_run(run_id).read_text()
     found = re.findall(r"([\d.]+) of ([\d.]+) GB, (\d+) MB/s", log)[-1]
     row = {"clients": 2, "mode": "layerwise", "status": status, "gigabytes": float(found[1])}
-    row |= {"mb_a_second": int(found[2]), "slice_megabytes": slice_megabytes} | memory.report()
+    row |= {"mb_a_second": int(found[2]), "slice_megabytes": slice_megabytes} | memory.found()
     show(row)
     return row
 

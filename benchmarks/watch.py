@@ -138,7 +138,7 @@ class MemoryByKind(Watch):
         times = process.cpu_times()
         self.seconds.setdefault(kind, {})[process.pid] = times.user + times.system
 
-    def report(self) -> dict[str, Any]:
+    def found(self) -> dict[str, Any]:
         cpu = {kind: sum(seconds.values()) for kind, seconds in self.seconds.items()}
         peaks = {"peak_bytes": self.peaks, "own_peak_bytes": self.own}
         return peaks | {"cpu_seconds": cpu, "idle_server_bytes": self.idle}

@@ -1,3 +1,4 @@
+# Part of the kit: the same in every example, word for word. You need not read it to change one.
 """Arrays of messages: read as Flower reads them, and refused where it refuses them."""
 
 import numpy as np

@@ -158,6 +158,15 @@ def test_interrupted_and_resumed_gives_the_same_results(name, brief, tmp_path, m
     assert all((one[name] == other[name]).all() for name in one)
 
 
+def test_a_run_that_does_not_improve_stops_and_keeps_its_adapter(brief, tmp_path, caplog):
+    caplog.set_level("INFO", "flwr")
+    brief |= {"train.learning-rate-max": 1e-20, "train.learning-rate-min": 0.0}
+    history = in_process(tmp_path, NODES, **brief | {"train.save-every-round": 3, "stop-after": 1})
+    assert [entry["round"] for entry in history] == [0, 1]
+    assert "Stopped after round 1 of 3: no better score in stop-after = 1 rounds" in caplog.text
+    assert adapter(tmp_path, 1)  # a round that is not one to keep by itself
+
+
 @pytest.mark.parametrize(("dtype", "bits"), [("int8", 8.25), ("int4", 4.25)])
 def test_few_bits_learn_and_resume(dtype, bits, brief, tmp_path):
     """A resume keeps what rounding left out, at both ends, and the outer momentum."""

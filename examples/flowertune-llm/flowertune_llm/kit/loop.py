@@ -73,7 +73,7 @@ class Loop:
         self.draw = draw or Draw(1.0, 1.0, run.config.min_replies, run.config.seed)
         self.clients, self.prepare, self.train = clients, prepare, train
         self.remarks, self.on_round_end = remarks, on_round_end
-        self.reports: dict[int, Entry] = {}  # figures of this round's clients, by partition
+        self.noted: dict[int, Entry] = {}  # figures of this round's clients, by partition
         self.weight = weight_key(strategy)
         take_all(strategy)
         self.keeper = Keeper(strategy)
@@ -120,7 +120,7 @@ class Loop:
                 nodes = self.drawn(server_round, TRAIN)
                 new, trained, figures = self.train(server_round, nodes)
                 run.arrays = to_numpy(new)
-                self.report(TRAIN, figures)
+                self.note(TRAIN, figures)
             else:
                 trained = self.trained(server_round, train_config)
 
@@ -199,16 +199,16 @@ class Loop:
                 f"used, {config.key_of('min_replies')} = {config.min_replies}; the log names what "
                 f"was left out, most often: {usual}"
             )
-        self.report(kind, {clients.partition_of(reply): metrics(reply) for reply in good})
+        self.note(kind, {clients.partition_of(reply): metrics(reply) for reply in good})
         return good
 
-    def report(self, kind: str, figures: Figures) -> None:
+    def note(self, kind: str, figures: Figures) -> None:
         """Keep each client's own figures for results.json."""
         examples = "train_examples" if kind == TRAIN else "eval_examples"
         for partition, values in figures.items():
-            report = self.reports.setdefault(partition, {"partition": partition})
+            noted = self.noted.setdefault(partition, {"partition": partition})
             for name, value in values.items():
-                report[examples if name == self.weight else name] = value
+                noted[examples if name == self.weight else name] = value
 
     def end_round(
         self,
@@ -227,8 +227,8 @@ class Loop:
         for part, values in measured.items():
             if values:
                 log(INFO, "%s: %s", part, ", ".join(map(as_text, values.items())))
-        clients = [self.reports[partition] for partition in sorted(self.reports)]
-        self.reports = {}
+        clients = [self.noted[partition] for partition in sorted(self.noted)]
+        self.noted = {}
         entry = {"round": server_round} | measured | self.remarks(server_round, clients)
         run.history.append(entry)
         run.round = server_round

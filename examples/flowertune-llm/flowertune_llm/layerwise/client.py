@@ -32,7 +32,7 @@ def register(app: ClientApp, settings: type[LayerwiseSettings], find: Find, trai
 
     @app.train("make_ready")
     def make_ready(message: Message, context: Context) -> Message:
-        """Train, if clients train, write the result to disk, and reply with its tensors' names."""
+        """Train, if clients train, keep the result on disk, and reply with its list of tensors."""
         here = site(message, context)
         metrics = {"num-examples": int(context.node_config.get("num-examples", 1))}
         if here.config.trains:
