@@ -34,8 +34,8 @@ FAULTS: dict[str, tuple[Path, Edits, str, str]] = {
         "loss",
     ),
     "a seed that is not used": (
-        CIFAR,
-        [("task.py", "    torch.manual_seed(seed)\n    network.train()", "    network.train()")],
+        ADVANCED,
+        [("task.py", "    torch.manual_seed(seed)\n    model.train()", "    model.train()")],
         "repeats",
         "generators in another state",
     ),
@@ -179,9 +179,9 @@ FAULTS: dict[str, tuple[Path, Edits, str, str]] = {
     "a key in the bundle": (CIFAR, [("access.md", "", KEY)], "bundle", "PRIVATE KEY"),
     "data in the bundle": (
         CIFAR,
-        [("rows.json", "", json.dumps([*range(30_000)]))],
+        [("rows.toml", "", f"rows = {[*range(30_000)]}")],
         "bundle",
-        "rows.json is bundled",
+        "rows.toml is bundled",
     ),
 }
 

@@ -375,8 +375,9 @@ def described(
             if isinstance(record, ArrayRecord):
                 array, size = np.array(value.numpy()), len(value.data)
                 item = [name, "array", key, str(value.dtype), list(value.shape), size]
-                if key in sent and array.shape == sent[key].shape:
-                    about["arrays"][key] = array
+                alike = np.atleast_1d(array)  # as single numbers are sent
+                if key in sent and alike.shape == np.atleast_1d(sent[key]).shape:
+                    about["arrays"][key] = alike.reshape(sent[key].shape)
                 elif sum(a.nbytes for a in about["beside"].values()) < KEPT_BYTES:
                     about["beside"][f"{name}/{key}"] = array
             else:
