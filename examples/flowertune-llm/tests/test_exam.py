@@ -4,5 +4,5 @@ from flowertune_llm.kit.testing import passes_the_exam, posix_only
 
 
 @posix_only
-def test_it_passes(tmp_path):
-    passes_the_exam(tmp_path)
+def test_it_passes(small_model, tmp_path):
+    passes_the_exam(tmp_path, "--run-config", f"model.name='{small_model}'")
