@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -187,10 +188,15 @@ FAULTS: dict[str, tuple[Path, Edits, str, str]] = {
 
 
 @pytest.fixture(scope="module")
-def preloaded(tmp_path_factory) -> None:
+def preloaded(tmp_path_factory) -> Iterator[None]:
     """What the examples import is imported once, so that forks need not."""
-    for app in (CIFAR, ADVANCED, VIT):
-        Runs(App(app), tmp_path_factory.mktemp("preload")).preload()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HF_HOME", "XDG_CACHE_HOME"):
+            patch.setenv(name, os.environ.get(name, ""))  # put back afterwards
+        patch.delenv("HF_HOME")
+        for app in (CIFAR, ADVANCED, VIT):
+            Runs(App(app), tmp_path_factory.mktemp("preload")).preload()
+        yield
 
 
 @posix_only
@@ -276,7 +282,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-client, server = ClientApp(), ServerApp()
+client = ClientApp()
+server = ServerApp()
 
 
 def data(part):

@@ -119,5 +119,7 @@ def calls_noted(wanted: bool, record: Any, folder: Path) -> Iterator[None]:
 
 
 def is_array(value: Any) -> bool:
-    """Tell whether a value is numbers: an array, a tensor, an image."""
+    """Tell whether a value is numbers: an array, a tensor, an image, or a tuple with one."""
+    if isinstance(value, tuple):
+        return any(map(is_array, value))
     return isinstance(value, np.ndarray | Tensor) or hasattr(value, "getbands")

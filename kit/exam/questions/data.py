@@ -20,10 +20,15 @@ TRIED = 3  # functions of a file that are changed
 CHANGE = """
 
 def _other(value):
+    if isinstance(value, tuple):
+        values = map(_other, value)
+        return type(value)(*values) if hasattr(value, "_fields") else tuple(values)
     if hasattr(value, "getbands"):
         return value.point(lambda level: 255 - level)
-    kind = str(value.dtype)
-    return 255 - value if "uint8" in kind else value * 0.5 if "float" in kind else value
+    kind = str(getattr(value, "dtype", ""))
+    if "uint8" in kind:
+        return 255 - value
+    return value * 0.5 if "float" in kind else value
 
 
 def _change(function):

@@ -12,7 +12,7 @@ import secrets
 import sys
 import tomllib
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from importlib import import_module
@@ -115,6 +115,7 @@ def run_app(
     num_supernodes: int,
     overrides: dict[str, Any] | None = None,
     client_app: ClientApp | None = None,
+    make_grid: Callable[..., InProcessGrid] = InProcessGrid,
 ) -> None:
     """Run an app to its end; errors of its ServerApp are raised.
 
@@ -123,6 +124,7 @@ def run_app(
         num_supernodes: number of clients.
         overrides: what differs from the run config in its pyproject.toml.
         client_app: in the place of its own, for tests.
+        make_grid: gets what `InProcessGrid` gets.
     """
     with (app / "pyproject.toml").open("rb") as file:
         declared = tomllib.load(file)["tool"]["flwr"]
@@ -132,7 +134,7 @@ def run_app(
     client_app = client_app or load(app, components["clientapp"])
     run_id = secrets.randbits(63)
     nodes = make_nodes(num_supernodes, run_id, run_config)
-    grid = InProcessGrid(client_app, nodes, run_id, threads_of_a_client(declared))
+    grid = make_grid(client_app, nodes, run_id, threads_of_a_client(declared))
     context = Context(
         run_id=run_id, node_id=0, node_config={}, state=RecordDict(), run_config=run_config
     )
