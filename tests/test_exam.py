@@ -56,6 +56,15 @@ FAULTS: dict[str, tuple[Path, Edits, str, str]] = {
         "resumes",
         "resumed from number",
     ),
+    "files that are written in place": (
+        CIFAR,
+        [
+            ("kit/files.py", "with temporary.open(", "with path.open("),
+            ("kit/files.py", "        temporary.replace(path)\n", ""),
+        ],
+        "resumes",
+        "is damaged",
+    ),
     "a resume that repeats a round": (
         CIFAR,
         [

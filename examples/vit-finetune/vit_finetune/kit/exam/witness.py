@@ -119,6 +119,7 @@ class Witness(InProcessGrid):
         self.kind, self.now = "", (-1, 0)  # whose turn it is: partition (-1: the server), round
         self.echoed: dict[tuple[str, int], RecordDict] = {}
         self.looking, self.state = False, dict[str, tuple[int, int]]()
+        self.in_place: set[Path] = set()  # files that were opened to be written
         record.nodes |= {int(c.node_config["partition-id"]): n for n, c in nodes.items()}
         self.partitions = {node: partition for partition, node in record.nodes.items()}
 
@@ -218,7 +219,10 @@ class Witness(InProcessGrid):
         return Message(self.echoed[kind, server_round].copy(), reply_to=message)
 
     def look(self) -> None:
-        """Keep the run's files as they are now, unless they are as they were."""
+        """Keep the run's files as they are now, unless they are as they were.
+
+        Those that were written in place since are kept half written, too.
+        """
         if not self.case.snapshots or self.looking:
             return
         self.looking = True
@@ -228,12 +232,19 @@ class Witness(InProcessGrid):
             files = [p for p in Path().rglob("*") if p.is_file() and not p.name.startswith(".")]
             state = {str(p): (p.stat().st_ino, p.stat().st_mtime_ns) for p in files}
             if state and state != self.state:
-                self.state = state
-                kept = Path(f"../snapshots/{len(self.record.snapshots)}").resolve()
-                shutil.copytree(".", kept)
-                self.record.snapshots.append(kept)
+                for path in [p for p in files if p in self.in_place]:
+                    os.truncate(self.keep() / path, path.stat().st_size // 2)
+                self.keep()
+                self.state, self.in_place = state, set()
         finally:
             self.looking = False
+
+    def keep(self) -> Path:
+        """Copy the run's files, and return where to."""
+        kept = Path(f"../snapshots/{len(self.record.snapshots)}").resolve()
+        shutil.copytree(".", kept)
+        self.record.snapshots.append(kept)
+        return kept
 
     def watch_files(self) -> None:
         """Look before each change of a file in this folder, too."""
@@ -241,11 +252,14 @@ class Witness(InProcessGrid):
 
         def hook(event: str, arguments: tuple[Any, ...]) -> None:
             changes = event in ("os.rename", "os.remove", "os.mkdir", "os.truncate")
-            if event == "open" and isinstance(arguments[2], int):
-                changes = bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
-            named = changes and not self.looking and isinstance(arguments[0], str | Path)
-            if named and here in Path(here, arguments[0]).parents:
+            writes = event == "open" and isinstance(arguments[2], int)
+            writes = writes and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
+            if self.looking or not (changes or writes):
+                return
+            if isinstance(arguments[0], str | Path) and here in Path(here, arguments[0]).parents:
                 self.look()
+                if writes:
+                    self.in_place.add(Path(here, arguments[0]).relative_to(here))
 
         sys.addaudithook(hook)
 
