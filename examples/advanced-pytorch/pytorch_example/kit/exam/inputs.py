@@ -61,7 +61,8 @@ def note(
     rows = (rows.float() if rows.is_floating_point() else rows).numpy()
     filled = [row[mask] for row, mask in zip(rows, masks(batch, given), strict=True)]
     digests = record.seen.setdefault((partition, use, server_round), set())
-    digests.update(hashlib.blake2b(row.tobytes(), digest_size=12).digest() for row in filled)
+    kind = rows.dtype.kind.encode()  # "f" for floats
+    digests.update(kind + hashlib.blake2b(row.tobytes(), digest_size=12).digest() for row in filled)
     shapes = record.shapes.setdefault(partition, [])
     if len(shapes) < SHAPES:
         shapes.extend(filter(lambda s: s is not None, map(shape_of, rows[: SHAPES - len(shapes)])))

@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -186,12 +186,6 @@ class Runs:
         with suppress(ChildProcessError):
             os.waitpid(pid, 0)
         del self.started[pid]
-
-    def of(self, folder: Path) -> "Runs":
-        """Return what runs another copy of the app."""
-        other = Runs(replace(self.app, folder=folder), self.scratch)
-        other.count, other.limit = self.count, self.limit
-        return other
 
 
 def outputs_of(folder: Path) -> Path | None:
