@@ -116,7 +116,8 @@ class Witness(InProcessGrid):
         super().__init__(self.answer, nodes, run_id, threads)
         self.app, self.case, self.record = client_app, case, record
         self.trainings, self.asked = 0, set[int]()  # rounds so far, and nodes asked in this phase
-        self.kind, self.now = "", (-1, 0)  # whose turn it is: partition (-1: the server), round
+        self.kind = ""  # of this phase
+        self.now = -1, 0, "evaluate"  # whose turn it is (-1: the server's), the round, what for
         self.echoed: dict[tuple[str, int], RecordDict] = {}
         self.looking, self.state = False, dict[str, tuple[int, int]]()
         self.in_place: set[Path] = set()  # files that were opened to be written
@@ -184,12 +185,12 @@ class Witness(InProcessGrid):
     def reply(self, message: Message) -> Message:
         fault, partition = self.fault_of(message), self.partition_of(message)
         kind, server_round = kind_of(message), self.round_of(message)
-        self.now = partition, server_round
+        self.now = partition, server_round, kind
         if self.case.stir:
             stir(self.case.stir + len(self.record.replies))
         sent = arrays_of(message.content)
         reply = super().reply(message)
-        self.now = -1, server_round
+        self.now = -1, server_round, "evaluate"
         if reply.has_content() and fault not in ("", "raises"):
             reply.content = deepcopy(reply.content)  # others may send the same
             spoil(reply, fault, sent)
@@ -307,8 +308,8 @@ def play(app: Path, case: Case, settings: dict[str, Any], record: Record) -> Non
             held[0].watch_files()
         return held[0]
 
-    def now() -> tuple[int, int]:
-        return held[0].now if held else (-1, 0)
+    def now() -> tuple[int, int, str]:
+        return held[0].now if held else (-1, 0, "evaluate")
 
     if case.stir:
         stir(case.stir)

@@ -55,8 +55,8 @@ def held_out(exam: Exam) -> Verdict:
     tested: dict[bytes, tuple[int, int]] = {}
     for run in runs:
         for (partition, use, number), rows in run.seen.items():
-            for row in rows:
-                (trained if use == "train" else tested).setdefault(row, (partition, number))
+            found = {"train": trained, "evaluate": tested}.get(use, {})
+            found |= dict.fromkeys(rows - found.keys(), (partition, number))
     if not trained or not tested:
         return not_asked("models that are trained and tested in the process of the ClientApp")
     seen = exam.good.seen
