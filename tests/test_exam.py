@@ -63,7 +63,7 @@ FAULTS: dict[str, tuple[Path, Edits, str, str]] = {
             ("kit/files.py", "        temporary.replace(path)\n", ""),
         ],
         "resumes",
-        "is damaged",
+        "resumed from number",
     ),
     "a resume that repeats a round": (
         CIFAR,
@@ -142,7 +142,7 @@ FAULTS: dict[str, tuple[Path, Edits, str, str]] = {
         CIFAR,
         [*BATCH_NORM, ("kit/buffers.py", 'if value.dtype.kind != "f" and trained:', "if False:")],
         "keeps-model",
-        "num_batches_tracked is still 0",
+        "num_batches_tracked is 0, outside of what clients sent",
     ),
     "buffers that are moved with momentum": (
         CIFAR,

@@ -229,8 +229,7 @@ class Witness(InProcessGrid):
         self.looking = True
         try:
             self.record.points += 1
-            # Hidden files are those of a write that has not ended.
-            files = [p for p in Path().rglob("*") if p.is_file() and not p.name.startswith(".")]
+            files = [Path(name) for name in visible(Path())]
             state = {str(p): (p.stat().st_ino, p.stat().st_mtime_ns) for p in files}
             if state and state != self.state:
                 for path in [p for p in files if p in self.in_place]:
@@ -334,6 +333,12 @@ def centralised(app: Path, case: Case, settings: dict[str, Any]) -> Arrays:
     model = load(app, case.central)(config)
     state = model.state_dict() if hasattr(model, "state_dict") else model
     return {name: np.array(torch.as_tensor(value).cpu()) for name, value in state.items()}
+
+
+def visible(folder: Path) -> list[str]:
+    """Return the files below a folder, without hidden ones: those of a write that has not ended."""
+    names = (p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file())
+    return [str(p) for p in names if not any(part.startswith(".") for part in p.parts)]
 
 
 def kind_of(message: Message) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import safetensors
 
 from .runs import Outcome
-from .witness import Arrays
+from .witness import Arrays, visible
 
 CONFIG = "config.json"  # holds the settings, which differ when a run is resumed
 Files = dict[str, Any]
@@ -62,8 +62,8 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 def files_of(folder: Path | None) -> Files:
     """Return what a run's files hold: its results, and its tensors."""
     files: Files = {}
-    for path in sorted(folder.rglob("*")) if folder else []:
-        name = str(path.relative_to(folder))
+    for name in visible(folder) if folder else []:
+        path = Path(folder, name)
         if path.suffix == ".json" and path.name != CONFIG:
             files[name] = json.loads(path.read_text("utf-8"))
         elif path.suffix == ".safetensors":
