@@ -46,7 +46,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 
 
 def ask(exam: Exam, names: list[str]) -> dict[str, tuple[str, Verdict]]:
-    """Ask questions, and say how far it is."""
+    """Ask questions, say how far it is, and write what is known by then."""
     verdicts: dict[str, tuple[str, Verdict]] = {}
     for number, name in enumerate(names, start=1):
         text = (inspect.getdoc(QUESTIONS[name]) or "").splitlines()[0]
@@ -59,6 +59,9 @@ def ask(exam: Exam, names: list[str]) -> dict[str, tuple[str, Verdict]]:
         verdicts[name] = text, verdict
         seconds = time.monotonic() - began
         print(f"{verdict.verdict} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+        if verdict.verdict == FAIL:
+            print(f"    {verdict.evidence}", file=sys.stderr, flush=True)
+        write(Path(FILE), exam.app.folder, verdicts)
     return verdicts
 
 
@@ -85,7 +88,6 @@ def main(words: list[str] | None = None) -> int:
             print(f"Error: {where}: {type(error).__name__}: {error}", file=sys.stderr)
             return 2
         verdicts = ask(exam, [name for name in QUESTIONS if name in (given.only or QUESTIONS)])
-    write(Path(FILE), exam.app.folder, verdicts)
     print(table(verdicts))
     bad = sum(verdict.verdict == FAIL for _, verdict in verdicts.values())
     seconds = time.monotonic() - began
