@@ -22,7 +22,7 @@ from .app import App, NoApp
 from .exam import CannotRun, Exam
 from .questions import QUESTIONS
 from .report import table, write
-from .verdict import FAIL, Verdict, not_asked
+from .verdict import FAIL, Verdict, failed, not_asked
 
 FILE = "exam.json"
 
@@ -56,6 +56,9 @@ def ask(exam: Exam, names: list[str]) -> dict[str, tuple[str, Verdict]]:
             verdict = QUESTIONS[name](exam)
         except CannotRun as error:
             verdict = not_asked(str(error))
+        except Exception as error:
+            told = f"the question itself ends with {type(error).__name__}: {error}"
+            verdict = failed(told, "python -m pdb shows where; the question may not fit this app")
         verdicts[name] = text, verdict
         seconds = time.monotonic() - began
         print(f"{verdict.verdict} ({seconds:.0f} s)", file=sys.stderr, flush=True)
