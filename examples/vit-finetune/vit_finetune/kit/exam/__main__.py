@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def ask(exam: Exam, names: list[str]) -> dict[str, tuple[str, Verdict]]:
             verdict = not_asked(str(error))
         except Exception as error:
             told = f"the question itself ends with {type(error).__name__}: {error}"
-            verdict = failed(told, "python -m pdb shows where; the question may not fit this app")
+            trace = traceback.format_exc().splitlines()
+            verdict = failed(told, f"{FILE} has the traceback", traceback=trace)
         verdicts[name] = text, verdict
         seconds = time.monotonic() - began
         print(f"{verdict.verdict} ({seconds:.0f} s)", file=sys.stderr, flush=True)
