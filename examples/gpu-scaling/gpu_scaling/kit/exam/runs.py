@@ -199,7 +199,8 @@ def forget(package: str, kept: Path | None) -> None:
     places = getattr(sys.modules.get(package), "__path__", [])
     for folder in [Path(place).resolve().parent for place in places]:
         for name, module in list(sys.modules.items()):
-            path, own = getattr(module, "__file__", None) or "", f"{name}.".startswith(EXAM)
+            path = getattr(module, "__file__", None) or ""
+            own = name == "__main__" or f"{name}.".startswith(EXAM)
             ours = path.startswith(f"{folder}/") and "site-packages" not in path
             if ours and folder != kept and not own:
                 del sys.modules[name]
