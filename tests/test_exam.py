@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,8 @@ FAULTS: dict[str, tuple[Path, Edits, str, str]] = {
         "loss",
     ),
     "a seed that is not used": (
-        CIFAR,
-        [("task.py", "    torch.manual_seed(seed)\n    network.train()", "    network.train()")],
+        ADVANCED,
+        [("task.py", "    torch.manual_seed(seed)\n    model.train()", "    model.train()")],
         "repeats",
         "generators in another state",
     ),
@@ -52,6 +53,15 @@ FAULTS: dict[str, tuple[Path, Edits, str, str]] = {
     "a checkpoint without the strategy's state": (
         CIFAR,
         [("kit/loop.py", "run.kept = self.keeper.state() | {", "run.kept = {")],
+        "resumes",
+        "resumed from number",
+    ),
+    "files that are written in place": (
+        CIFAR,
+        [
+            ("kit/files.py", "with temporary.open(", "with path.open("),
+            ("kit/files.py", "        temporary.replace(path)\n", ""),
+        ],
         "resumes",
         "resumed from number",
     ),
@@ -132,7 +142,7 @@ FAULTS: dict[str, tuple[Path, Edits, str, str]] = {
         CIFAR,
         [*BATCH_NORM, ("kit/buffers.py", 'if value.dtype.kind != "f" and trained:', "if False:")],
         "keeps-model",
-        "num_batches_tracked is still 0",
+        "num_batches_tracked is 0, outside of what clients sent",
     ),
     "buffers that are moved with momentum": (
         CIFAR,
@@ -179,18 +189,23 @@ FAULTS: dict[str, tuple[Path, Edits, str, str]] = {
     "a key in the bundle": (CIFAR, [("access.md", "", KEY)], "bundle", "PRIVATE KEY"),
     "data in the bundle": (
         CIFAR,
-        [("rows.json", "", json.dumps([*range(30_000)]))],
+        [("rows.toml", "", f"rows = {[*range(30_000)]}")],
         "bundle",
-        "rows.json is bundled",
+        "rows.toml is bundled",
     ),
 }
 
 
 @pytest.fixture(scope="module")
-def preloaded(tmp_path_factory) -> None:
+def preloaded(tmp_path_factory) -> Iterator[None]:
     """What the examples import is imported once, so that forks need not."""
-    for app in (CIFAR, ADVANCED, VIT):
-        Runs(App(app), tmp_path_factory.mktemp("preload")).preload()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HF_HOME", "XDG_CACHE_HOME"):
+            patch.setenv(name, os.environ.get(name, ""))  # put back afterwards
+        patch.delenv("HF_HOME")
+        for app in (CIFAR, ADVANCED, VIT):
+            Runs(App(app), tmp_path_factory.mktemp("preload")).preload()
+        yield
 
 
 @posix_only
@@ -276,7 +291,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-client, server = ClientApp(), ServerApp()
+client = ClientApp()
+server = ServerApp()
 
 
 def data(part):

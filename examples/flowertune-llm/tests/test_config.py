@@ -42,7 +42,9 @@ def test_missing_key_is_named(run_config):
     [
         ("max-step", 5, "is not an argument of .* close to it: max-steps"),
         ("learning-rate", 0.1, "set train.learning-rate-max and -min instead"),
-        ("optim", "magic", "magic is not a valid OptimizerNames"),
+        ("optim", "magic", "arguments.optim: magic is not a valid OptimizerNames"),
+        ("max-steps", 1.5, "1.5 is not valid; allowed: a number of at least -1 .whole number"),
+        ("weight-decay", float("nan"), "nan is not valid; allowed: a number of at least 0"),
     ],
 )
 def test_training_arguments_are_those_of_the_library(run_config, key, value, message):

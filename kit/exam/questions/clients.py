@@ -25,7 +25,7 @@ def bad_client(exam: Exam) -> Verdict:
     cases = [exam.case(f"it-{fault}", faults={victim: fault}, echo=whose) for fault in FAULTS]
     log, problems = {}, []
     for (fault, text), run in zip(FAULTS.items(), exam.runs.make(*cases), strict=True):
-        log[fault] = named_in_log(run, victim)
+        log[fault] = named_in_log(run, victim, exam.echo, exam.good)
         if run.error:
             problems.append(f"{text}: the run ends with {run.error}")
         elif parting := parted_models(exam.echo, run, ROUNDING):
@@ -38,11 +38,12 @@ def bad_client(exam: Exam) -> Verdict:
     return passed(f"{told} {', '.join(FAULTS.values())}: the others' model, and a line", log=log)
 
 
-def named_in_log(run: Outcome, partition: int) -> str:
-    """Return the first line of a log that says what is wrong with a client."""
+def named_in_log(run: Outcome, partition: int, *others: Outcome) -> str:
+    """Return the first line on a client that the logs of other runs have not."""
     names = (f"artition {partition} ", f"artition {partition}:", str(run.nodes[partition]))
-    found = (line for line in run.log.splitlines() if any(name in line for name in names))
-    return next(found, "").strip()
+    known = {line for other in others for line in other.log.splitlines()}
+    lines = (line for line in run.log.splitlines() if any(name in line for name in names))
+    return next((line.strip() for line in lines if line not in known), "")
 
 
 def too_few(exam: Exam) -> Verdict:

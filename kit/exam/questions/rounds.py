@@ -3,9 +3,11 @@
 
 from ..exam import Exam
 from ..results import losses, parted_files, parted_models
+from ..runs import AT_ONCE
 from ..verdict import Verdict, failed, not_asked, passed
 
 ROUNDING = 1e-4
+WHOLE = "save model, strategy, round and results together, in one step, after each round"
 
 
 def ends(exam: Exam) -> Verdict:
@@ -17,7 +19,7 @@ def ends(exam: Exam) -> Verdict:
     if not values:
         return not_asked("a metric with 'loss' in its name, of clients or in results.json")
     text = f"loss {values[0]:.4g} to {values[-1]:.4g} in {exam.app.rounds} rounds ({where})"
-    if not values[-1] < values[0]:
+    if not values[0] - values[-1] > ROUNDING * abs(values[0]):
         return failed(text, "another learning rate, or a fault between training and testing")
     return passed(text, losses=values, seconds=round(run.seconds, 1))
 
@@ -29,17 +31,19 @@ def repeats(exam: Exam) -> Verdict:
     if key:
         cases.append(exam.case("another-seed", {key: int(exam.app.config[key]) + 1}))
     again, *others = exam.runs.make(*cases)
+    told = "a second run, the global generators in another state"
     way_out = "seed each random choice by (seed, round, partition), just before it is made"
-    if text := again.error or parted_models(first, again):
-        return failed(f"a second run, the global generators in another state: {text}", way_out)
-    if text := parted_files(first.outputs, again.outputs):
-        return failed(f"a second run, the global generators in another state: {text}", way_out)
+    if text := again.error or parted_models(first, again, ROUNDING):
+        return failed(f"{told}: {text}", way_out)
     for other in others:
         if other.ended_well and not parted_models(first, other):
             return failed(f"{key} + 1 gives the same models: it is not used", way_out)
-    return passed(
-        "models and files are equal, bit for bit" + f"; {key} + 1 gives others" * bool(key)
-    )
+    another = f"; {key} + 1 gives others" if key else ""
+    if text := parted_models(first, again):
+        return passed(f"{told}: the same but for rounding ({text}){another}")
+    if text := parted_files(first.outputs, again.outputs):
+        return failed(f"{told}: {text}", way_out)
+    return passed(f"{told}: models and files are equal, bit for bit{another}")
 
 
 def resumes(exam: Exam) -> Verdict:
@@ -54,13 +58,10 @@ def resumes(exam: Exam) -> Verdict:
         exam.case(f"resumed-{i}", start=kept) for i, kept in enumerate(first.snapshots, start=1)
     ]
     text = f"stopped at {first.points} moments, which leave {len(cases)} states on disk"
-    for i, run in enumerate(exam.runs.make(*cases), start=1):
-        problem = run.error or parted_files(first.outputs, run.outputs)
-        if problem:
-            return failed(
-                f"{text}; resumed from number {i}: {problem}",
-                "save model, strategy, round and results together, in one step, after each round",
-            )
+    for i in range(0, len(cases), AT_ONCE):
+        for number, run in enumerate(exam.runs.make(*cases[i : i + AT_ONCE]), start=i + 1):
+            if problem := run.error or parted_files(first.outputs, run.outputs):
+                return failed(f"{text}; resumed from number {number}: {problem}", WHOLE)
     return passed(f"{text}; resumed from each: the same files", moments=first.points)
 
 

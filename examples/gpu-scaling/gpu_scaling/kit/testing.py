@@ -193,6 +193,15 @@ def run_as_the_readme_says(folder: Path, *more: str) -> str:
     return done.stdout
 
 
+def passes_the_exam(folder: Path, *words: str) -> None:
+    """Ask the app all questions of its exam, and see it answer the same bits each time."""
+    done = run([sys.executable, "-m", f"{__package__}.exam", *words], folder)
+    assert done.returncode == 0, done.stdout
+    questions = json.loads((folder / "exam.json").read_text())["questions"]
+    evidence = {question["name"]: question["evidence"] for question in questions}
+    assert all("bit for bit" in evidence[name] for name in ("repeats", "order"))
+
+
 def named_folder(variable: str, subfolder: str) -> Path:
     """Return the folder that an environment variable names; skip the test if there is none."""
     name = os.environ.get(variable, "")

@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from .app import App, NoApp
 from .exam import CannotRun, Exam
 from .questions import QUESTIONS
 from .report import table, write
-from .verdict import FAIL, Verdict, not_asked
+from .verdict import FAIL, Verdict, failed, not_asked
 
 FILE = "exam.json"
 
@@ -46,7 +47,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 
 
 def ask(exam: Exam, names: list[str]) -> dict[str, tuple[str, Verdict]]:
-    """Ask questions, and say how far it is."""
+    """Ask questions, say how far it is, and write what is known by then."""
     verdicts: dict[str, tuple[str, Verdict]] = {}
     for number, name in enumerate(names, start=1):
         text = (inspect.getdoc(QUESTIONS[name]) or "").splitlines()[0]
@@ -56,9 +57,16 @@ def ask(exam: Exam, names: list[str]) -> dict[str, tuple[str, Verdict]]:
             verdict = QUESTIONS[name](exam)
         except CannotRun as error:
             verdict = not_asked(str(error))
+        except Exception as error:
+            told = f"the question itself ends with {type(error).__name__}: {error}"
+            trace = traceback.format_exc().splitlines()
+            verdict = failed(told, f"{FILE} has the traceback", traceback=trace)
         verdicts[name] = text, verdict
         seconds = time.monotonic() - began
         print(f"{verdict.verdict} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+        if verdict.verdict == FAIL:
+            print(f"    {verdict.evidence}", file=sys.stderr, flush=True)
+        write(Path(FILE), exam.app.folder, verdicts)
     return verdicts
 
 
@@ -85,7 +93,6 @@ def main(words: list[str] | None = None) -> int:
             print(f"Error: {where}: {type(error).__name__}: {error}", file=sys.stderr)
             return 2
         verdicts = ask(exam, [name for name in QUESTIONS if name in (given.only or QUESTIONS)])
-    write(Path(FILE), exam.app.folder, verdicts)
     print(table(verdicts))
     bad = sum(verdict.verdict == FAIL for _, verdict in verdicts.values())
     seconds = time.monotonic() - began

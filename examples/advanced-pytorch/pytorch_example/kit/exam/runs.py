@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -70,11 +70,14 @@ class Runs:
         os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 
     def preload(self) -> None:
-        """Import the app, so that a fork need not.
+        """Import the app, so that a fork need not; its caches go into the scratch folder.
 
         Raises:
             Exception: whatever the app's own modules raise.
         """
+        home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+        os.environ.setdefault("HF_HOME", f"{home}/huggingface")  # what is downloaded stays
+        os.environ["XDG_CACHE_HOME"] = str(self.scratch / "cache")
         for component in self.app.components:
             load(self.app.folder, component)
 
@@ -145,7 +148,7 @@ class Runs:
         os.chdir(place / "work")
         os.environ["XDG_CACHE_HOME"] = str(case.cache or self.scratch / "cache")
         app = case.app or self.app.folder
-        forget(self.app.package, app)
+        forget(self.app.package, None if case.cache else app)  # its folder may be a constant
         settings = dict(self.app.settings)
         if (resume := self.app.key("resume")) and case.start:
             settings[resume] = str(outputs_of(Path()))
@@ -184,12 +187,6 @@ class Runs:
             os.waitpid(pid, 0)
         del self.started[pid]
 
-    def of(self, folder: Path) -> "Runs":
-        """Return what runs another copy of the app."""
-        other = Runs(replace(self.app, folder=folder), self.scratch)
-        other.count, other.limit = self.count, self.limit
-        return other
-
 
 def outputs_of(folder: Path) -> Path | None:
     """Return the folder of the first files below another; with an absolute path."""
@@ -197,12 +194,13 @@ def outputs_of(folder: Path) -> Path | None:
     return min((path.parent for path in files), key=lambda p: len(p.parts), default=None)
 
 
-def forget(package: str, folder: Path) -> None:
-    """Drop an app's modules, if they are of a copy in another folder; not those of the exam."""
+def forget(package: str, kept: Path | None) -> None:
+    """Drop an app's modules, unless they are of the copy in a folder; not those of the exam."""
     places = getattr(sys.modules.get(package), "__path__", [])
-    for other in [Path(place).resolve().parent for place in places]:
+    for folder in [Path(place).resolve().parent for place in places]:
         for name, module in list(sys.modules.items()):
-            path, own = getattr(module, "__file__", None) or "", f"{name}.".startswith(EXAM)
-            ours = path.startswith(f"{other}/") and "site-packages" not in path
-            if ours and other != folder and not own:
+            path = getattr(module, "__file__", None) or ""
+            own = name == "__main__" or f"{name}.".startswith(EXAM)
+            ours = path.startswith(f"{folder}/") and "site-packages" not in path
+            if ours and folder != kept and not own:
                 del sys.modules[name]

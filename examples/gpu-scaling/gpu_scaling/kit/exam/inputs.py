@@ -25,7 +25,7 @@ def inputs_noted(wanted: bool, record: Any, now: Any) -> Iterator[None]:
     Args:
         wanted: else nothing is done.
         record: has `seen`, `shapes` and `entries`.
-        now: returns whose turn it is: a partition, -1 for the server; and the round.
+        now: returns whose turn it is: a partition, -1 for the server; the round; what is asked.
     """
     if not wanted:
         yield
@@ -51,17 +51,23 @@ def inputs_noted(wanted: bool, record: Any, now: Any) -> Iterator[None]:
 
 
 def note(
-    module: nn.Module, given: list[Tensor], record: Any, partition: int, server_round: int
+    module: nn.Module,
+    given: list[Tensor],
+    record: Any,
+    partition: int,
+    server_round: int,
+    kind: str,
 ) -> None:
     batch = given[0]
     if batch.ndim < 1 or not len(batch) or batch[0].numel() < 2:
         return
-    use = "train" if module.training and torch.is_grad_enabled() else "test"
+    use = "train" if module.training and torch.is_grad_enabled() else kind
     rows = batch.detach().cpu().flatten(1).contiguous()
     rows = (rows.float() if rows.is_floating_point() else rows).numpy()
     filled = [row[mask] for row, mask in zip(rows, masks(batch, given), strict=True)]
     digests = record.seen.setdefault((partition, use, server_round), set())
-    digests.update(hashlib.blake2b(row.tobytes(), digest_size=12).digest() for row in filled)
+    sort = rows.dtype.kind.encode()  # "f" for floats
+    digests.update(sort + hashlib.blake2b(row.tobytes(), digest_size=12).digest() for row in filled)
     shapes = record.shapes.setdefault(partition, [])
     if len(shapes) < SHAPES:
         shapes.extend(filter(lambda s: s is not None, map(shape_of, rows[: SHAPES - len(shapes)])))
@@ -119,5 +125,7 @@ def calls_noted(wanted: bool, record: Any, folder: Path) -> Iterator[None]:
 
 
 def is_array(value: Any) -> bool:
-    """Tell whether a value is numbers: an array, a tensor, an image."""
+    """Tell whether a value is numbers: an array, a tensor, an image, or a tuple with one."""
+    if isinstance(value, tuple):
+        return any(map(is_array, value))
     return isinstance(value, np.ndarray | Tensor) or hasattr(value, "getbands")

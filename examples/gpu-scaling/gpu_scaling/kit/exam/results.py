@@ -10,7 +10,7 @@ import numpy as np
 import safetensors
 
 from .runs import Outcome
-from .witness import Arrays
+from .witness import Arrays, visible
 
 CONFIG = "config.json"  # holds the settings, which differ when a run is resumed
 Files = dict[str, Any]
@@ -36,17 +36,22 @@ def parted(arrays: Arrays, others: Arrays, start: Arrays, tolerance: float = 0.0
     """Return where two models part, or an empty text; `start` is what both began with."""
     if arrays.keys() != others.keys():
         return f"other names: {', '.join(sorted(arrays.keys() ^ others.keys())[:3])}"
+    moved = {
+        name: distance(value, start.get(name, np.zeros_like(value)))
+        for name, value in arrays.items()
+        if value.dtype == others[name].dtype and value.shape == others[name].shape
+    }
+    # What hardly moves is noise: it counts as a thousandth of the whole.
+    least = max(math.hypot(*moved.values()) / 1000, 1e-12)
     worst, where = 0.0, ""
     for name, value in arrays.items():
         other = others[name]
-        if value.shape != other.shape or value.dtype != other.dtype:
+        if name not in moved:
             return f"{name} is {other.dtype} {other.shape}, not {value.dtype} {value.shape}"
-        if value.tobytes() == other.tobytes():
-            continue
-        moved = distance(value, start.get(name, np.zeros_like(value)))
-        share = distance(value, other) / max(moved, 1e-12)
-        if not share <= worst:
-            worst, where = share, name
+        if value.tobytes() != other.tobytes():
+            share = distance(value, other) / max(moved[name], least)
+            if not share <= worst or not where:
+                worst, where = share, name
     if not where or worst <= tolerance:
         return ""
     return f"{where} differs by {worst:.2g} of its length"
@@ -62,8 +67,8 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 def files_of(folder: Path | None) -> Files:
     """Return what a run's files hold: its results, and its tensors."""
     files: Files = {}
-    for path in sorted(folder.rglob("*")) if folder else []:
-        name = str(path.relative_to(folder))
+    for name in visible(folder) if folder else []:
+        path = Path(folder, name)
         if path.suffix == ".json" and path.name != CONFIG:
             files[name] = json.loads(path.read_text("utf-8"))
         elif path.suffix == ".safetensors":

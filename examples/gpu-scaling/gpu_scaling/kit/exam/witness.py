@@ -116,9 +116,11 @@ class Witness(InProcessGrid):
         super().__init__(self.answer, nodes, run_id, threads)
         self.app, self.case, self.record = client_app, case, record
         self.trainings, self.asked = 0, set[int]()  # rounds so far, and nodes asked in this phase
-        self.kind, self.now = "", (-1, 0)  # whose turn it is: partition (-1: the server), round
+        self.kind = ""  # of this phase
+        self.now = -1, 0, "evaluate"  # whose turn it is (-1: the server's), the round, what for
         self.echoed: dict[tuple[str, int], RecordDict] = {}
         self.looking, self.state = False, dict[str, tuple[int, int]]()
+        self.in_place: set[Path] = set()  # files that were opened to be written
         record.nodes |= {int(c.node_config["partition-id"]): n for n, c in nodes.items()}
         self.partitions = {node: partition for partition, node in record.nodes.items()}
 
@@ -183,12 +185,12 @@ class Witness(InProcessGrid):
     def reply(self, message: Message) -> Message:
         fault, partition = self.fault_of(message), self.partition_of(message)
         kind, server_round = kind_of(message), self.round_of(message)
-        self.now = partition, server_round
+        self.now = partition, server_round, kind
         if self.case.stir:
             stir(self.case.stir + len(self.record.replies))
         sent = arrays_of(message.content)
         reply = super().reply(message)
-        self.now = -1, server_round
+        self.now = -1, server_round, "evaluate"
         if reply.has_content() and fault not in ("", "raises"):
             reply.content = deepcopy(reply.content)  # others may send the same
             spoil(reply, fault, sent)
@@ -218,22 +220,31 @@ class Witness(InProcessGrid):
         return Message(self.echoed[kind, server_round].copy(), reply_to=message)
 
     def look(self) -> None:
-        """Keep the run's files as they are now, unless they are as they were."""
+        """Keep the run's files as they are now, unless they are as they were.
+
+        Those that were written in place since are kept half written, too.
+        """
         if not self.case.snapshots or self.looking:
             return
         self.looking = True
         try:
             self.record.points += 1
-            # Hidden files are those of a write that has not ended.
-            files = [p for p in Path().rglob("*") if p.is_file() and not p.name.startswith(".")]
+            files = [Path(name) for name in visible(Path())]
             state = {str(p): (p.stat().st_ino, p.stat().st_mtime_ns) for p in files}
             if state and state != self.state:
-                self.state = state
-                kept = Path(f"../snapshots/{len(self.record.snapshots)}").resolve()
-                shutil.copytree(".", kept)
-                self.record.snapshots.append(kept)
+                for path in [p for p in files if p in self.in_place]:
+                    os.truncate(self.keep() / path, path.stat().st_size // 2)
+                self.keep()
+                self.state, self.in_place = state, set()
         finally:
             self.looking = False
+
+    def keep(self) -> Path:
+        """Copy the run's files, and return where to."""
+        kept = Path(f"../snapshots/{len(self.record.snapshots)}").resolve()
+        shutil.copytree(".", kept)
+        self.record.snapshots.append(kept)
+        return kept
 
     def watch_files(self) -> None:
         """Look before each change of a file in this folder, too."""
@@ -241,11 +252,14 @@ class Witness(InProcessGrid):
 
         def hook(event: str, arguments: tuple[Any, ...]) -> None:
             changes = event in ("os.rename", "os.remove", "os.mkdir", "os.truncate")
-            if event == "open" and isinstance(arguments[2], int):
-                changes = bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
-            named = changes and not self.looking and isinstance(arguments[0], str | Path)
-            if named and here in Path(here, arguments[0]).parents:
+            writes = event == "open" and isinstance(arguments[2], int)
+            writes = writes and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
+            if self.looking or not (changes or writes):
+                return
+            if isinstance(arguments[0], str | Path) and here in Path(here, arguments[0]).parents:
                 self.look()
+                if writes:
+                    self.in_place.add(Path(here, arguments[0]).relative_to(here))
 
         sys.addaudithook(hook)
 
@@ -293,8 +307,8 @@ def play(app: Path, case: Case, settings: dict[str, Any], record: Record) -> Non
             held[0].watch_files()
         return held[0]
 
-    def now() -> tuple[int, int]:
-        return held[0].now if held else (-1, 0)
+    def now() -> tuple[int, int, str]:
+        return held[0].now if held else (-1, 0, "evaluate")
 
     if case.stir:
         stir(case.stir)
@@ -319,6 +333,12 @@ def centralised(app: Path, case: Case, settings: dict[str, Any]) -> Arrays:
     model = load(app, case.central)(config)
     state = model.state_dict() if hasattr(model, "state_dict") else model
     return {name: np.array(torch.as_tensor(value).cpu()) for name, value in state.items()}
+
+
+def visible(folder: Path) -> list[str]:
+    """Return the files below a folder, without hidden ones: those of a write that has not ended."""
+    names = (p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file())
+    return [str(p) for p in names if not any(part.startswith(".") for part in p.parts)]
 
 
 def kind_of(message: Message) -> str:
@@ -375,8 +395,9 @@ def described(
             if isinstance(record, ArrayRecord):
                 array, size = np.array(value.numpy()), len(value.data)
                 item = [name, "array", key, str(value.dtype), list(value.shape), size]
-                if key in sent and array.shape == sent[key].shape:
-                    about["arrays"][key] = array
+                alike = np.atleast_1d(array)  # as single numbers are sent
+                if key in sent and alike.shape == np.atleast_1d(sent[key]).shape:
+                    about["arrays"][key] = alike.reshape(sent[key].shape)
                 elif sum(a.nbytes for a in about["beside"].values()) < KEPT_BYTES:
                     about["beside"][f"{name}/{key}"] = array
             else:

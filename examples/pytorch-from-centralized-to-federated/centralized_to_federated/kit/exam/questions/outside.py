@@ -20,13 +20,12 @@ from ..witness import Case
 NONSENSE = "no-such-thing"
 SECRETS = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----|\bhf_[A-Za-z0-9]{30}")
 LITTER = (
-    "outputs/2026-01-01/00-00-00/results.json",
+    "outputs/2026-01-01/00-00-00/settings.toml",
     ".venv/lib/site.py",
-    "wandb/run/settings.yaml",
+    "wandb/run/code.py",
     ".credentials/private.toml",
 )
-CODE = {".py", ".toml", ".md", ".yaml", ".yml", ""}
-LARGE = 100_000  # bytes, of a file that is no code
+LARGE = 100_000  # bytes, of a file that is no module
 ONE_CORE = '{"init_args": {"num_cpus": 2}, "client_resources": {"num_cpus": 1}}'
 
 
@@ -95,9 +94,9 @@ def bundle(exam: Exam) -> Verdict:
                 problems.append(f"{name} would be bundled{what}")
             elif secret := SECRETS.search(content):
                 problems.append(f"{name} is bundled, with {secret[0].decode()[:32]}…")
-            elif Path(name).suffix not in CODE and len(content) > LARGE:
+            elif Path(name).suffix != ".py" and len(content) > LARGE:
                 problems.append(f"{name} is bundled: {len(content):,} bytes that are no code")
-            elif "outputs" in Path(name).parts or Path(name).name == "results.json":
+            elif "outputs" in Path(name).parts:
                 problems.append(f"{name} is bundled")
     if problems:
         return failed(f"{problems[0]}; {len(problems)} such", "name it in the app's .gitignore")
