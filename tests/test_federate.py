@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from on_this_machine import BIN, results
 from repository import ROOT, flatten, flower_settings
-from script_reader import CannotBeConverted, Script
+from script_reader import Script
+from syntax import CannotBeConverted
 from task_writer import Task
 from test_kit import files
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from new_app import PUBLISHER, check, refuse
 from repository import ROOT
-from script_reader import CannotBeConverted, Script
+from script_reader import Script
+from syntax import CannotBeConverted
 from task_writer import Task
 
 TEMPLATE, OLD, OLD_PACKAGE = ROOT / "tools" / "federated_app", "federated-app", "federated_app"

@@ -6,11 +6,8 @@ import copy
 import re
 from collections.abc import Iterable, Sequence
 
-from script_reader import (
-    DATA,
-    EPOCHS,
-    Call,
-    Found,
+from script_reader import DATA, EPOCHS, Call, Found
+from syntax import (
     called,
     defaults,
     expression,
@@ -91,9 +88,7 @@ class Task:
                     f"{function.name}() uses {name!r}, which is bound only under `if __name__ == "
                     f'"__main__":`: give it to the function as a parameter, or bind it above'
                 )
-        for statement in self.script.top:
-            if isinstance(statement, ast.FunctionDef | ast.ClassDef):
-                continue
+        for statement in self.script.loose:
             if any(name in COMMAND_LINES for _, name in called(statement)):
                 refuse(
                     f"{lines(statement)} reads the command line when the file is imported, and a "
@@ -393,8 +388,7 @@ class Task:
         name = self.script.path.stem
         imports = "import shlex\nimport sys\n" if command_line else ""
         script = self.ours(f"from {self.package}.own import {name} as script")
-        loose = [s for s in self.script.top if not isinstance(s, ast.FunctionDef | ast.ClassDef)]
-        if any(inner in DRAWS for s in loose for _, inner in called(s)):
+        if any(inner in DRAWS for s in self.script.loose for _, inner in called(s)):
             why = "# what the script draws when imported is the same everywhere"
             script = f"\n{self.ours('glue.reseed(42)')}  {why}\n{script}  # noqa: E402"
         glue = self.ours("glue")
