@@ -76,6 +76,16 @@ def test_app_passes_its_own_tests_and_runs_by_flower(tmp_path):
     done = call([BIN / "flwr", "run", ".", "--run-config", "offline.toml"], app)
     assert len(results(app)) == 3, done.stdout
 
+    task = app / "my_app" / "task.py"
+    task.write_text(task.read_text().replace("lr=args.lr", "lr=0.5 * args.lr"))
+    done = call([sys.executable, "-m", "my_app.centralised"], app)
+    assert done.returncode == 1
+    assert "Not the same weights" in done.stdout
+    where = (
+        "They part at step 1, in conv1.weight: there the script's optimizer has lr = 1.0, not 0.5"
+    )
+    assert where in done.stdout
+
 
 @pytest.mark.thorough
 def test_lightning_module(tmp_path):
