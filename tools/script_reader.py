@@ -544,6 +544,12 @@ class Found:
         body = [*self.before, *self.script.body(self.driver)]
         for parameter, value, _ in call.arguments:
             text = ast.unparse(value)
+            if parameter == "datamodule":
+                refuse(
+                    f"{call.name}(…), line {call.node.lineno}, is given a datamodule, of which a "
+                    f"client cannot get a part: call `{text}.setup('fit')`, and give it "
+                    f"`{text}.train_dataloader()`, as trainer.test() `{text}.test_dataloader()`"
+                )
             makers = assigned(base(value), body) | {base(value)}
             if self.alone:
                 makers |= names(self.before)

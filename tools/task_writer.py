@@ -207,11 +207,9 @@ class Task:
             if not worse:
                 break
             found = [s for s in found if s not in worse]
+        made = names(found, ast.Store) | self.script.globals
         if any(map(DATA.search, names(found, ast.Store))):  # drawn as the script draws it
-            place = self.found.before.index
-            seeds = [s for s in needs["data"] if is_seed(s)]
-            end = max(map(place, found))
-            found += [s for s in seeds if place(s) < end and s not in found]
+            found += [s for s in needs["data"] if is_seed(s) and not names(s) - made]
         return found
 
     def check_bound(self, missing: set[str]) -> None:
