@@ -27,7 +27,6 @@ from syntax import (
     results,
     statements,
     tests_only,
-    trainers,
     trains,
 )
 
@@ -156,6 +155,29 @@ class Script:
     def body(self, driver: Driver) -> list[ast.stmt]:
         return driver.body if driver else self.block
 
+    def trainers(self, body: Sequence[ast.stmt]) -> dict[str, ast.Call]:
+        """Return the objects made in a body that can train, each with the call that makes it."""
+        return {
+            each.targets[0].id: each.value
+            for s in body
+            for each in ast.walk(s)
+            if isinstance(each, ast.Assign)
+            and isinstance(each.targets[0], ast.Name)
+            and self.makes_trainer(each.value)
+        }
+
+    def makes_trainer(self, value: ast.expr) -> bool:
+        name = last(value.func) if isinstance(value, ast.Call) else ""
+        own = name in self.classes and bool(methods_that_train(self.classes[name]))
+        return own or name.endswith("Trainer")
+
+    def trainer_of(self, node: ast.Call, body: Sequence[ast.stmt]) -> ast.Call | None:
+        """Return what makes the trainer whose method is called."""
+        owner = node.func.value if isinstance(node.func, ast.Attribute) else None
+        if isinstance(owner, ast.Name):
+            return self.trainers(body).get(owner.id)
+        return owner if self.makes_trainer(owner) else None
+
     # What trains ------------------------------------------------------------------------------
 
     def training(self) -> "Found":
@@ -213,10 +235,9 @@ class Script:
     def check_import(self, training: set[str]) -> None:
         """Refuse a file that trains when it is imported."""
         training = callers(self.functions, training)
-        objects = trainers(self.loose)
         for node, name in (each for s in self.loose for each in called(s)):
-            by_trainer = base(node.func) in objects and name in ("fit", "train")
-            if name in training or by_trainer:
+            methods = self.training_methods(self.trainer_of(node, self.loose))
+            if name in training | methods:
                 refuse(
                     f"{ast.unparse(node)}, line {node.lineno}, trains when the file is imported, "
                     f"and each client imports it: put what the file does by itself under {MAIN}"
@@ -225,18 +246,19 @@ class Script:
     def sites(self, wanted: set[str]) -> Iterator[tuple[Driver, ast.Call]]:
         """Yield where what trains is called, and in which driver."""
         for driver, body in self.drivers():
-            objects = trainers(body)
             inside = "train" not in self.chosen or (driver and driver.name in wanted)
             for node, name in (each for s in body for each in called(s)):
-                maker = objects.get(base(node.func))
-                owner = self.classes.get(last(maker.func)) if maker else None
-                if name in wanted:
-                    if not driver or driver.name not in wanted:
-                        yield driver, node
-                elif inside and isinstance(node.func, ast.Attribute):
-                    method = name in methods_that_train(owner) if owner else name == "train"
-                    if (maker and method) or name == "fit":
-                        yield driver, node
+                if (name in wanted and not (driver and driver.name in wanted)) or (
+                    inside and name in self.training_methods(self.trainer_of(node, body))
+                ):
+                    yield driver, node
+
+    def training_methods(self, maker: ast.Call | None) -> set[str]:
+        """Return the methods that train, of the object that a call makes."""
+        if maker is None:
+            return set()
+        owner = self.classes.get(last(maker.func))
+        return methods_that_train(owner) if owner else {"fit", "train"}
 
     def climbed(self, driver: Driver, node: ast.Call) -> "Found | str":
         """Go from a call to its caller's, up to where the model is made.
@@ -262,10 +284,7 @@ class Script:
 
     def bound(self, node: ast.Call, body: Sequence[ast.stmt]) -> Call:
         """Return a call with its arguments by the parameters that take them."""
-        name, function, own, maker = last(node.func), None, [], None
-        if isinstance(node.func, ast.Attribute):
-            inner = node.func.value
-            maker = inner if isinstance(inner, ast.Call) else trainers(body).get(base(node.func))
+        name, own, maker = last(node.func), [], self.trainer_of(node, body)
         if maker is None:
             function = self.functions.get(name)
             known = parameters(function) if function else KNOWN.get(name, [])
@@ -509,7 +528,7 @@ class Found:
         candidates = script.chosen.get("test", [n for n in candidates if n != self.call.name])
         found = []
         for node, name in (each for s in body for each in called(s)):
-            library = name in ("test", "evaluate", "validate") and base(node.func) in trainers(body)
+            library = name in ("test", "evaluate", "validate") and script.trainer_of(node, body)
             call = script.bound(node, body)
             takes_model = self.model in {n for a in call.arguments for n in names(a.value)}
             if library or (name in candidates and takes_model):

@@ -197,16 +197,3 @@ def methods_that_train(owner: ast.ClassDef) -> set[str]:
     """Return the methods of a class that train, themselves or by another."""
     methods = {m.name: m for m in owner.body if isinstance(m, ast.FunctionDef)}
     return callers(methods, {"backward"}) - {"backward"}
-
-
-def trainers(body: Sequence[ast.stmt]) -> dict[str, ast.Call]:
-    """Return the objects made in a body whose class is called a trainer, each with its call."""
-    return {
-        each.targets[0].id: each.value
-        for s in body
-        for each in ast.walk(s)
-        if isinstance(each, ast.Assign)
-        and isinstance(each.targets[0], ast.Name)
-        and isinstance(each.value, ast.Call)
-        and last(each.value.func).endswith(("Trainer", "Learner"))
-    }

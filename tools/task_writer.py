@@ -20,7 +20,6 @@ from syntax import (
     refuse,
     returned,
     sliced,
-    trainers,
 )
 
 COMMAND_LINES = {"parse_args", "parse_known_args", "parse_args_into_dataclasses"}
@@ -193,7 +192,7 @@ class Task:
         for kind in ("train", "evaluate"):
             known = set(held)
             for statement in needs[kind]:
-                if names(statement) & known or trainers([statement]):
+                if names(statement) & known or self.script.trainers([statement]):
                     tainted.add(id(statement))
                     known |= names(statement, ast.Store)
         every = [s for body in needs.values() for s in body]
