@@ -188,6 +188,7 @@ def task_of(text: str, folder: Path, **chosen: str) -> Task:
             HEAD + TRAIN + BLOCK + LOOP.replace("train(net, trainloader,", "train(net, 3,"),
             r"train\(…\), line \d+, is given no data",
         ),
+        (HEAD + "import no_such_package", "it imports no_such_package, which is not installed"),
         (HEAD + "import deepspeed", "deepspeed, line .* it trains in processes that DeepSpeed"),
         (
             HEAD.split("def test")[0] + TRAIN + BLOCK + LOOP.replace("test(net, testloader)", ""),

@@ -6,7 +6,9 @@ a model and data, calls what trains, and calls what tests.
 
 import ast
 import re
+import sys
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,6 +109,7 @@ class Script:
                 self.chosen.setdefault(kind, []).append(self.checked(kind, each))
         self.models = {*self.chosen.get("model", self.model_makers())}
         self.check_launcher()
+        self.check_installed()
 
     def checked(self, kind: str, given: str) -> str:
         """Return the name in what a user gave for a kind."""
@@ -131,6 +134,13 @@ class Script:
                     "starts. A client is one process: train without it there, in a function that "
                     "takes the model and a loader (many GPUs: one client on each)"
                 )
+
+    def check_installed(self) -> None:
+        wanted = {a.name for s in self.loose if isinstance(s, ast.Import) for a in s.names}
+        wanted |= {s.module for s in self.loose if isinstance(s, ast.ImportFrom) and s.module}
+        for name in sorted({each.split(".")[0] for each in wanted} - self.modules.keys()):
+            if find_spec(name) is None:
+                refuse(f"it imports {name}, which is not installed in {sys.prefix}")
 
     def model_makers(self) -> set[str]:
         """Return the classes of models, and the functions that return one."""

@@ -169,7 +169,8 @@ def figure(value: ast.expr) -> str:
     for name, sign in (("loss", "loss"), *(("accuracy", s) for s in ("acc", "correct", "argmax"))):
         if sign in text:
             return name
-    return last(value) or "figure"
+    first = next((n.id for n in ast.walk(value) if isinstance(n, ast.Name)), "figure")
+    return last(value) or first
 
 
 def tests_only(function: ast.FunctionDef) -> bool:
