@@ -7,8 +7,8 @@ from typing import NoReturn
 
 # Calls that say or keep something, and change nothing that is trained.
 NOISE = re.compile(
-    r"print|log|log_\w+|logger|info|debug|warning|summary|watch|save\w*|makedirs|mkdir|add_scalars?"
-    r"|write|append|show|imshow|plot|savefig|close|set_description|set_postfix|tqdm|dump|flush"
+    r"(print|log|show|plot|save|draw|visuali|write|dump)\w*|info|debug|warning|summary|watch|init"
+    r"|makedirs|mkdir|add_scalars?|append|imshow|close|set_description|set_postfix|flush|finish"
 )
 SEEDS = re.compile(r"\w*seed\w*")
 
