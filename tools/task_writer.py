@@ -25,7 +25,7 @@ from syntax import (
 COMMAND_LINES = {"parse_args", "parse_known_args", "parse_args_into_dataclasses"}
 DRAWS = {"random_split", "train_test_split", "shuffle", "permutation", "randperm", "randn", "rand"}
 DRAWS |= {"randint", "choice", "sample", "normal"}
-STEPS = {"step", "set_epoch", "update", "update_parameters"}  # what a loop does beside training
+STEPS = {"step", "set_epoch"}  # what a loop does beside training; and `average.update(model)`
 
 
 class Prefixed(ast.NodeTransformer):
@@ -122,11 +122,11 @@ class Task:
     def essential(self, statement: ast.stmt) -> bool:
         if any(node is self.found.call.node for node in ast.walk(statement)):
             return True
-        steps = (
-            isinstance(node.func, ast.Attribute) and name in STEPS and node.func.value
-            for node, name in called(statement)
-        )
-        return any(steps) and not noise(statement)
+        for node, name in called(statement):
+            of_model = name.startswith("update") and self.model in names(node)
+            if isinstance(node.func, ast.Attribute) and (name in STEPS or of_model):
+                return not noise(statement)
+        return False
 
     def prepare(self) -> None:
         """Find the statements of each function, and those that more than one has."""
