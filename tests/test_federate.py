@@ -22,6 +22,7 @@ LIGHTNING = ("lightning", "pytorch-lightning", "lightning-utilities", "torchmetr
 
 def call(command: list, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"FLWR_TELEMETRY_ENABLED": "0", "OMP_WAIT_POLICY": "PASSIVE"}
+    env["PATH"] = f"{BIN}{os.pathsep}{env['PATH']}"
     return subprocess.run(
         [str(word) for word in command],
         cwd=folder,
