@@ -37,6 +37,10 @@ kit: ## copy kit/ into every example, word for word, after it was changed
 	@for package in $(PACKAGES); do rm -rf $$package/kit && cp -R kit $$package/kit; done
 	@find $(PACKAGES) -name __pycache__ -prune -exec rm -rf {} +
 
+exam: $(INSTALLED) ## ask an app hard questions, on bad clients, resumes, leaks: make exam APP=../my-app
+	@$(if $(APP),,$(error say which app: make exam APP=../my-app))
+	@$(BIN)/python tools/exam.py "$(APP)" $(if $(QUESTIONS),--only $(QUESTIONS)) $(if $(DEPLOY),--deploy)
+
 doctor: ## see whether this machine has what the examples need, and what to do where not
 	@$(ANY_PYTHON) tools/doctor.py
 

@@ -1,4 +1,4 @@
-"""Three engines, one result: in one process, on Ray, and two SuperNodes over TLS."""
+"""Three engines give the same result: one process, Ray, and two SuperNodes over TLS."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from on_this_machine import BIN, posix_only
 from repository import as_run_config, example_folder, flatten, load_toml, package_of
 
 ROUNDS = {"num-server-rounds": 2, "min-replies": 2}
-# Each client its own part of the data, so that a mistaken partition would be seen.
+# Each client has its own part of the data, so that a wrong partition would show.
 EXAMPLES = {
     "pytorch-from-centralized-to-federated": {"partitioning": "dirichlet", "server-momentum": 0.5},
     "advanced-pytorch": {"dp.noise-multiplier": 0.01, "dp.repeatable-noise": True},
@@ -22,7 +22,7 @@ pytestmark = posix_only
 def results(command: list, folder: Path) -> bytes:
     """Run a command in a folder of its own and return results.json as it was written."""
     folder.mkdir()
-    # The number of threads decides the last bits of sums; one is what each client has.
+    # The last bits of sums depend on the number of threads; each client has one.
     env = os.environ | {"OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"}
     done = subprocess.run(
         [str(word) for word in command],

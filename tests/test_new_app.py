@@ -4,16 +4,17 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from new_app import make
+from new_app import PAGES, make
 from repository import ROOT, example_names, flatten, flower_settings, load_toml, package_of
 from test_kit import files
 
 NAME, PACKAGE = "my-own-app", "my_own_app"
-# What a README says of this repository, and of figures that were taken in it.
-OURS = ("<!--", "_static", "docs/", "tools/", "`make ", "benchmarks/", "*Measured", "see above")
-OURS += ("figures above", "repository", "This example", "not been run", "copy it")
+# Mentions of this repository, and of its figures, in a page.
+OURS = ("<!--", "_static", "tools/", "`make ", "benchmarks/", "*Measured", "figures above")
+OURS += ("repository", "This example", "examples/", "RESULTS.md", "CONTRIBUTING", "](../../")
 
 
 def new_app(*words: object) -> subprocess.CompletedProcess[str]:
@@ -77,22 +78,47 @@ def test_app_has_what_git_knows_of_the_example(example, tmp_path):
         str(p.relative_to(tmp_path / NAME)) for p in tmp_path.glob(f"{NAME}/**/*") if p.is_file()
     }
     named = {re.sub(rf"^{package}/", f"{PACKAGE}/", line) for line in kept}
-    assert made == named | {"LICENSE"}
+    assert made == named | {"LICENSE"} | {f"docs/{page}.md" for page in PAGES}
 
 
 @pytest.mark.parametrize("example", example_names())
 def test_readme_is_that_of_the_app(example, tmp_path):
-    assert new_app(example, tmp_path / NAME).returncode == 0
-    text = (tmp_path / NAME / "README.md").read_text()
+    app = tmp_path / NAME
+    assert new_app(example, app).returncode == 0
+    text = (app / "README.md").read_text()
     assert text.startswith(f"# {NAME}\n\n")
-    assert not [words for words in OURS if words in text]
     sections = re.findall(r"^## (.*)$", text, re.MULTILINE)
-    assert sections[0] == "Run it offline"
-    assert sections[-2:] == ["Troubleshooting", "What to change first"]
-    keys = flatten(flower_settings(tmp_path / NAME)["app"]["config"])
-    assert not [key for key in keys if f"\n| `{key}` | `" not in text]
-    for link in re.findall(r"\]\(([^)]+)\)", text):
-        assert link.startswith("http") or (tmp_path / NAME / link).exists()
+    original = (ROOT / "examples" / example / "README.md").read_text()
+    assert ["What you learn", *sections] == re.findall(r"^## (.*)$", original, re.MULTILINE)
+    keys = flatten(flower_settings(app)["app"]["config"])
+    settings = (app / "SETTINGS.md").read_text()
+    assert not [key for key in keys if f"\n| `{key}` | `" not in settings]
+
+
+@pytest.mark.parametrize("example", example_names())
+def test_pages_of_the_app_are_its_own(example, tmp_path):
+    """Its README, and docs/: no word of this repository, no link to nowhere, no lost section."""
+    app = tmp_path / NAME
+    assert new_app(example, app).returncode == 0
+    pages = [path for path in app.rglob("*.md") if "kit" not in path.parts]
+    assert {f"docs/{page}.md" for page in PAGES} < {str(p.relative_to(app)) for p in pages}
+    for page in pages:
+        text = page.read_text()
+        assert not [words for words in OURS if words in text], page
+        assert not re.search(r"^##+ .*\n+(?=#{1,2} |\Z)", text, re.MULTILINE), page
+        assert not [name for name in example_names() if name in text], page
+        for link in re.findall(r"\]\(([^)]+)\)", text):
+            path, _, section = link.partition("#")
+            if not link.startswith("http"):
+                target = page.parent / path if path else page
+                assert target.exists(), (page, link)
+                assert not section or section in anchors(target), (page, link)
+
+
+def anchors(page: Path) -> list[str]:
+    """Return what links to a page's sections call them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
 
 
 def test_a_name_that_holds_the_examples_is_given_once(tmp_path):
@@ -106,7 +132,7 @@ def test_a_name_that_holds_the_examples_is_given_once(tmp_path):
 @pytest.mark.parametrize(
     ("example", "target", "why"),
     [
-        ("nope", "my-app", "there is no example 'nope'; there are vit-finetune, advanced-"),
+        ("nope", "my-app", "there is no example 'nope'; there are pytorch-from-"),
         ("vit-finetune", "My App", "'My App', the last part of the path, is to be its name: up to"),
         ("vit-finetune", "my_app", "single hyphens between them"),
         ("vit-finetune", "a" * 33, "up to 32 small letters"),
@@ -136,7 +162,7 @@ def test_an_app_in_this_repository_is_refused_but_in_examples():
 
 
 def test_a_copy_that_fails_leaves_nothing(tmp_path):
-    """Half-way through: what is no text, as no file of an example is, cannot be given names."""
+    """It fails half-way, at a file that is not text."""
     example = tmp_path / "vit-finetune"
     shutil.copytree(ROOT / "examples" / "vit-finetune", example)
     (example / "vit_finetune" / "zzz.bin").write_bytes(b"\xff\xfe")

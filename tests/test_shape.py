@@ -1,4 +1,4 @@
-"""The house keeps its shape: the same files, keys, pins and README sections everywhere."""
+"""All examples have the same shape: files, keys, pins and README sections."""
 
 import os
 import re
@@ -14,7 +14,10 @@ from repository import ROOT, example_folder, example_names, flatten, load_toml, 
 
 COMMON_KEYS = {"num-server-rounds", "seed", "dataset", "output-dir"}
 # The section of a README that lists what to change.
-CHANGES = r"\n## (?:What to change|Make it yours).*\n([\s\S]*?)(?:\n## |\Z)"
+CHANGES = r"\n## Make it yours\n([\s\S]*?)(?:\n## |\Z)"
+TREE = r"\n## How it works\n[\s\S]*?\n```text\n([\s\S]*?)```"
+# Beside what is tracked, what runs and environments leave in an example's folder.
+LITTER = {"outputs", "wandb", "build", "dist"}
 
 each_example = pytest.mark.parametrize("example", example_names())
 
@@ -41,7 +44,8 @@ def test_examples_are_those_in_the_list():
 @each_example
 def test_files(example):
     folder = example_folder(example)
-    names = ["README.md", "pyproject.toml", "offline.toml", ".gitignore"]
+    names = ["README.md", "SETTINGS.md", "RESULTS.md", "pyproject.toml", "offline.toml"]
+    names += [".gitignore"]
     names += [f"{package(example)}/{n}.py" for n in ("client_app", "server_app", "task")]
     missing = [name for name in names if not (folder / name).is_file()]
     assert not missing
@@ -120,6 +124,41 @@ def test_readmes_have_the_same_sections_in_the_same_order():
 
 
 @each_example
+def test_readme_is_read_in_minutes(example):
+    text = (example_folder(example) / "README.md").read_text()
+    assert len(text.split()) <= 1300
+    lines = text.splitlines()
+    assert lines.index("```bash") + 2 <= 25  # the first command
+
+
+@each_example
+def test_tree_is_the_folder(example):
+    """The README's tree has what is in the folder and the package, each with its kind."""
+    folder = example_folder(example)
+    [tree] = re.findall(TREE, (folder / "README.md").read_text())
+    shown, kinds = {package(example)}, {}
+    for line in tree.splitlines():
+        indent, name, kind = re.match(r"( *)(\S+)(?: +(yours|wing|kit) +\S.*)?$", line).groups()
+        assert kind or name == f"{package(example)}/", line
+        path = f"{package(example)}/{name}" if indent else name
+        shown.add(path.rstrip("/"))
+        kinds[name] = kind
+    there = {
+        str(path.relative_to(folder))
+        for inside in (folder, folder / package(example))
+        for path in inside.iterdir()
+        if path.name not in {"__init__.py", "__pycache__", "_static", *LITTER}
+        and not path.name.startswith(".")
+        and path.suffix not in {".md", ".egg-info"}
+    }
+    assert shown == there
+    assert [name for name, kind in kinds.items() if kind == "kit"] == ["kit/"]
+    for name in (name for name, kind in kinds.items() if kind == "wing" and name.endswith("/")):
+        wing = folder / package(example) / name / "__init__.py"
+        assert "To leave this wing out" in wing.read_text().replace("to leave", "To leave")
+
+
+@each_example
 def test_what_to_change_is_there(example):
     """Each file, name and key that the README's list of changes has in backticks exists."""
     folder = example_folder(example)
@@ -146,7 +185,7 @@ def test_what_to_change_is_there(example):
 
 @each_example
 def test_bundle_holds_the_app_and_nothing_else(example, tmp_path):
-    """`flwr build` leaves out what runs and environments leave behind."""
+    """`flwr build` leaves out the files of runs and environments."""
     app = tmp_path / "app"
     shutil.copytree(example_folder(example), app, ignore=shutil.ignore_patterns("outputs", ".venv"))
     for litter in ("outputs/a/b/config.json", ".venv/lib/site.py", "wandb/x.py", "outputs/n.py"):

@@ -1,4 +1,4 @@
-"""Copy an example out as an app of your own: your names throughout, nothing of this repository.
+"""Copy an example out as an app of your own, under your names, without the rest of the repository.
 
 The last part of the path is the app's name; that of its package has underscores for hyphens. The
 kit in it stays word for word as it is. The copy is made beside its place and moved there when it is
@@ -22,18 +22,11 @@ from repository import ROOT, example_names, load_toml, package_of
 NAME = r"[a-z][a-z0-9]*(-[a-z0-9]+)*"
 LONGEST = 32  # newer Flower refuses longer names
 PUBLISHER = "your-name"
-# Of what is generated in a README, what holds for the app, too: its own files, and its first run.
-OWN_PARTS = ("settings", "code", "addition", "offline")
-FIRST_SECTION = "\n## Run it offline\n"  # before it: what we teach and measured
-# Where a README speaks of the repository, or of its figures.
-REWORDED = {
-    r" \*Measured on [^*]+\*": "",
-    r"(\*\*TLS and authentication\.\*\*) In a clone of .*? In short: s": r"\1 S",
-    r"No GPU figure has been taken yet: .*\n\n": "",
-    r", see above\.": ".",
-    r"(## What to change first) when you copy it": r"\1",
-    r"\d+\. \*\*The names\*\*: .*\n": "",
-}
+FIRST_SECTION = "\n## Run it\n"  # before it: what we teach and measured
+PAGES = ("running", "deployment", "scaling", "troubleshooting", "newest-flwr")  # in docs/
+# What speaks of this repository: its other folders, its commands, its figures.
+OURS = r"repository|`make |^make |&& make |\.\./examples/|benchmarks/|tools/|RESULTS\.md|_static/|"
+OURS += r"\*Measured|CONTRIBUTING|tests/test_|compose|containers?\b"
 
 
 def refuse(why: str) -> NoReturn:
@@ -41,10 +34,10 @@ def refuse(why: str) -> NoReturn:
 
 
 def check(example: str, target: Path) -> None:
-    """Refuse what cannot be made, or would not work.
+    """Check that the app can be made, and would work.
 
     Raises:
-        SystemExit: one line says why.
+        SystemExit: it cannot; the text says why, in a line.
     """
     name, package = target.name, target.name.replace("-", "_")
     if example not in example_names():
@@ -65,15 +58,15 @@ def check(example: str, target: Path) -> None:
 
 
 def has_a_meaning(package: str, example: Path) -> bool:
-    """Say whether a package of that name would hide another module, or could not be imported.
+    """Tell whether a package's name is taken: it could not be imported, or would hide a module.
 
-    That is: Python's words and modules, what is installed here, what the app depends on, and the
-    folders and scripts that will lie beside it.
+    Taken are Python's keywords and modules, packages installed here, the app's dependencies, and
+    the folders and scripts that will lie beside the package.
     """
     dependencies = load_toml(example / "pyproject.toml")["project"]["dependencies"]
     required = {re.match(r"[\w.-]+", line)[0].replace("-", "_") for line in dependencies}
     beside = {path.stem for path in example.iterdir() if path.is_dir() or path.suffix == ".py"}
-    # The first of sys.path is the folder of this script, whose modules no app will see.
+    # The first of sys.path is this script's folder, which an app does not see.
     here = PathFinder.find_spec(package, [p for p in sys.path if p != str(Path(__file__).parent)])
     return (
         keyword.iskeyword(package)
@@ -83,22 +76,63 @@ def has_a_meaning(package: str, example: Path) -> bool:
 
 
 def own_readme(text: str, name: str, description: str) -> str:
-    """Return an example's README as that of an app made from it.
-
-    How to run it, its settings, files and troubleshooting stay. What the example teaches, what
-    was measured with it and the way to the rest of the repository go.
-    """
+    """Return an example's README as that of an app made from it: what it teaches goes."""
     text = f"# {name}\n\n{description}.\n{FIRST_SECTION}{text.split(FIRST_SECTION)[1]}"
-    for part in OWN_PARTS:
-        text = re.sub(rf"<!-- (begin|end): {part} -->\n", "", text)
-    text = re.sub(r"<!-- begin: ([\w-]+) -->.*?<!-- end: \1 -->\n\n?", "", text, flags=re.DOTALL)
-    for pattern, replacement in REWORDED.items():
-        text = re.sub(pattern, replacement, text)
-    return text
+    return own_page(text)
+
+
+def own_page(text: str) -> str:
+    """Return a page without what speaks of this repository.
+
+    That are marked parts with figures that were measured, and paragraphs, items, rows of tables
+    and lines of commands in which `OURS` is found; headings under which nothing is left go, too.
+    """
+    marked = re.compile(r"<!-- begin: ([\w-]+) -->\n(.*?)<!-- end: \1 -->\n", re.DOTALL)
+    text = marked.sub(lambda match: "" if "*Measured" in match[2] else match[2], text)
+    parts = re.split(r"(^ *```.*?^ *```\n)", text, flags=re.DOTALL | re.MULTILINE)
+    text = "".join(own_code(part) if "```" in part else own_prose(part) for part in parts)
+    text = text.strip() + "\n"
+    for level in range(6, 1, -1):
+        empty = rf"^#{{{level}}} [^\n]*\n+(?=#{{2,{level}}} |\Z)"
+        text = re.sub(empty, "", text, flags=re.MULTILINE)
+    return re.sub(r"\n{3,}", "\n\n", text.replace("../../docs/", "docs/")).strip() + "\n"
+
+
+def own_code(block: str) -> str:
+    lines = [line for line in block.splitlines() if not re.search(rf"{OURS}|^cd ", line)]
+    return "\n".join(lines) + "\n" if len(lines) > 2 else ""
+
+
+def own_prose(text: str) -> str:
+    """Return the paragraphs, and of lists and tables the lines, without what `OURS` finds."""
+    paragraphs = []
+    for paragraph in text.split("\n\n"):
+        lines = paragraph.split("\n")
+        kept = [line for line in lines if not re.search(OURS, line)]
+        if len(kept) == len(lines) or re.match(r"\n?(\||- |\d+\. )", paragraph):
+            paragraphs.append("\n".join(kept))
+    return "\n\n".join(paragraphs)
+
+
+def own_docs(rename: Callable[[str], str], example: str, name: str) -> dict[str, str]:
+    """Return the pages of docs/ as those of an app: each example in them stands for the app."""
+    package = name.replace("-", "_")
+    stand_ins = {r"examples/[\w-]+": ".", r"python -m kit\.": f"python -m {package}.kit."}
+    for other in example_names():
+        if other != example:
+            stand_ins[rf"\b{other}\b"] = name
+            stand_ins[rf"\b{package_of(ROOT / 'examples' / other)}\b"] = package
+    pages = {}
+    for page in PAGES:
+        text = rename(own_page((ROOT / "docs" / f"{page}.md").read_text()))
+        for pattern, replacement in stand_ins.items():
+            text = re.sub(pattern, replacement, text)
+        pages[page] = text
+    return pages
 
 
 def renamer(example: Path, name: str, publisher: str) -> Callable[[str], str]:
-    """Return what puts the new app's names into a text, in place of the example's."""
+    """Return a function that replaces the example's names in a text by the new app's."""
     old_project = load_toml(example / "pyproject.toml")["project"]["name"]
     old_package, package = package_of(example), name.replace("-", "_")
     names = {
@@ -118,7 +152,7 @@ def renamer(example: Path, name: str, publisher: str) -> Callable[[str], str]:
 
 
 def left_behind(example: Path) -> Callable[..., set[str]]:
-    """Return what tells `shutil.copytree` to leave: what git ignores, and our figures."""
+    """Return `ignore` for `shutil.copytree`: files that git ignores, and our figures."""
     ignored = "\n".join((folder / ".gitignore").read_text() for folder in (ROOT, example))
     patterns = [line.rstrip("/") for line in ignored.splitlines() if not line.startswith("#")]
     return shutil.ignore_patterns(*patterns, "_static", "RESULTS.md")
@@ -129,8 +163,8 @@ def make(example: Path, target: Path, publisher: str) -> None:
 
     Args:
         example: the folder of an example.
-        target: where the app goes; does not exist, the folder that it is in does.
-        publisher: who publishes the app, a part of its identity for Flower.
+        target: the app's folder; must not exist, but its parent must.
+        publisher: of the app, a part of its identity for Flower.
     """
     name, old_package = target.name, package_of(example)
     description = load_toml(example / "pyproject.toml")["project"]["description"]
@@ -142,8 +176,14 @@ def make(example: Path, target: Path, publisher: str) -> None:
         for path in app.rglob("*"):
             if path.is_file() and package / "kit" not in path.parents:
                 path.write_text(rename(path.read_text()))
+        for path in app.rglob("*.md"):
+            if package / "kit" not in path.parents:
+                path.write_text(own_page(path.read_text()))
         readme = app / "README.md"
         readme.write_text(own_readme(readme.read_text(), name, rename(description)))
+        (app / "docs").mkdir()
+        for page, text in own_docs(rename, example.name, name).items():
+            (app / "docs" / f"{page}.md").write_text(text)
         shutil.copy(ROOT / "LICENSE", app)
         app.rename(target)
 
@@ -162,8 +202,8 @@ def main() -> None:
         f"    cd {arguments.target}\n"
         "    pip install -e .\n"
         "    flwr run . --run-config offline.toml\n\n"
-        "The end of its README.md says what to change first. The publisher, in pyproject.toml, is "
-        f'"{arguments.publisher}".'
+        "Its README.md says what to change, under Make it yours. The publisher, in "
+        f'pyproject.toml, is "{arguments.publisher}".'
     )
 
 

@@ -18,6 +18,7 @@ from measured import (
 ACCURACY, SPEED, GPU = "flowertune-llm-accuracy", "flowertune-llm-speed", "flowertune-llm-gpu"
 PROFILE, BYTES = "flowertune-llm-profile", "flowertune-llm-bytes"
 WORTH = "flowertune-llm-worth"
+RELEASE_NOTES = "https://nvflare.readthedocs.io/en/2.8.0/release_notes/flare_280.html"
 # Source: the models' configs on the Hub: layers, width, rank of the default adapter.
 OPEN_LLAMA = {"OpenLLaMA 3B v2": (26, 3200, 32), "OpenLLaMA 7B v2": (32, 4096, 32)}
 
@@ -62,7 +63,7 @@ def accuracy_block() -> str:
 
 
 def worth_block() -> str:
-    """Say how often each model knows the right one of four answers."""
+    """Return a table of how often each model knows the right one of four answers."""
     if not (measured := found(WORTH)):
         return (
             "No figure has been taken yet; `python benchmarks/flowertune_llm_worth.py` takes them."
@@ -87,7 +88,7 @@ def worth_block() -> str:
 
 
 def known(measured: dict[str, Any], kind: str) -> list[float]:
-    """Return for each question of each seed whether a model knows the answer: 1, else 0."""
+    """Return 1 or 0 for each question of each seed: whether a model knows the answer."""
     return [value for seed in measured["models"][kind] for value in seed["acc"]]
 
 
@@ -185,36 +186,66 @@ def speed_block() -> str:
 
 
 def layerwise_block() -> str:
-    """Say what averaging whole models takes: memory, time, and what the time is made of."""
+    """Return tables of memory and time of averaging whole models, and the parts of the time."""
     memory, published, whole = (
         result(f"flowertune-llm-layerwise-{part}") for part in ("memory", "published", "70b")
     )
     rows = [layerwise_row("2 GB", row, memory) for row in memory["rows"]]
     rows += [layerwise_row("5 GB", row, published) for row in published["rows"]]
-    rows.append(layerwise_row("141 GB: Llama-3.1-70B", whole["row"], whole))
+    rows.append(layerwise_row("141 GB, as Llama-3.1-70B", whole["row"], whole))
     header = ["model", "clients", "mode", "server's peak", "of it its own, above idle"]
     header += ["a client's peak", "rate"]
     others = ", ".join(f"{gb:g}" for gb in published["published_gigabytes"].values())
     row = whole["row"]
     cpu, copies = row["cpu_seconds"], whole["copy_mb_a_second"]
     return (
-        f"{table(header, rows)}\n\nThe largest process of its kind, in simulation; what is not "
-        f"its own is Ray's memory for messages, mapped into all of its processes. The rate counts "
-        f"all clients' bytes. Weights are made, other ones for each client, and results are not "
-        f"kept.\n\n"
-        f"- NVIDIA FLARE's published figures for 5 GB from 4, 8, 12 and 16 clients are {others} "
-        f"GB in memory, 21 GB with its disk offload.\n"
-        f"- The {row['round_seconds']:.0f} s of the 70B model are {cpu['server app']:.0f} s of one "
-        f"core in the server (adding up, rounding), {cpu['client app']:.0f} s in the clients "
-        f"(making weights, copying them into Ray's memory) and {cpu['Ray'] + cpu['other']:.0f} s "
-        f"in Ray; a core there copies {copies['into used memory']:,.0f} MB/s into memory in use "
-        f"and {copies['into new memory']:,.0f} MB/s into new.\n\n"
-        f"{taken(memory, published, whole)}"
+        f"{table(header, rows)}\n\n"
+        f"- **Memory** is that of the largest process of its kind, in simulation. What is not its "
+        f"own is Ray's memory for messages, mapped into all of its processes.\n"
+        f"- **The rate** counts all clients' bytes. No disk and no network is in it: weights are "
+        f"made in memory, other ones for each client; the start of each averaged slice is checked, "
+        f"then the slice is discarded.\n"
+        f"- **The {row['round_seconds']:.0f} s of the model of 141 GB** are "
+        f"{cpu['server app']:.0f} s of one core in the server (adding up, rounding), "
+        f"{cpu['client app']:.0f} s in the clients (making weights, copying them into Ray's "
+        f"memory) and {cpu['Ray'] + cpu['other']:.0f} s in Ray. A core there copies "
+        f"{copies['into used memory']:,.0f} MB/s into memory in use and "
+        f"{copies['into new memory']:,.0f} MB/s into new.\n"
+        f"- **NVIDIA FLARE** shows {others} GB for the server's peak with a model of 5 GB and 4, "
+        f"8, 12 and 16 clients, and about 21 GB with its disk offload. These are read off a chart "
+        f"in its [release notes]({RELEASE_NOTES}), which name neither hardware nor time, so they "
+        f"were taken under other conditions than ours.\n\n"
+        f"{taken(memory, published, whole)}{beside_flare()}"
+    )
+
+
+def beside_flare() -> str:
+    """Return a table of GPT-2 large from 6 clients, here and as NVIDIA FLARE states it."""
+    if not (measured := found("flowertune-llm-layerwise-gpt2-large")):
+        return ""
+    flare, row, hardware = measured["published"], measured["row"], measured["hardware"]
+    rows = []
+    for way, stated in flare["ways"].items():
+        took = stated["seconds"]
+        cells = [f"{took['down']:.1f} s", f"{took['up'] + took['aggregation']:.1f} s"]
+        cells += [stated["server"], stated["client"]]
+        rows.append([f"NVIDIA FLARE {flare['version']}, {way}", flare["hardware"], *cells])
+    peaks = [f"{row['peak_bytes'][kind] / 2**30:.2f} GiB" for kind in ("server app", "client app")]
+    here = f"{hardware['cores']} cores, {hardware['memory_gib']} GiB"
+    rows.append(["`layerwise`", here, "not part of it", f"{row['round_seconds']:.1f} s", *peaks])
+    header = ["GPT-2 large from 6 clients", "machine", "to the clients", "back, and averaged"]
+    header += ["server's peak", "a client's peak"]
+    return (
+        f"\n\n**GPT-2 large, 3.35 GB in float32, from 6 clients that do not train: beside the "
+        f"[figures]({flare['source']}) that NVIDIA FLARE states for its tensor streaming.** Its "
+        f"server and clients ran in Docker; ours are processes of a "
+        f"simulation, with made weights and a result that is not kept: compare the memory, not "
+        f"the seconds.\n\n{table(header, rows)}\n\n{taken(measured)}"
     )
 
 
 def processes_block() -> str:
-    """Say what whole models take between real processes, by release and the size of a slice."""
+    """Return a table of whole models between real processes, by release and size of a slice."""
     name = "flowertune-llm-layerwise-processes"
     measured = [result(name), *filter(None, [found(f"{name}-newest")])]
     kinds = ("server app", "SuperLink", "SuperNode", "client app")
@@ -298,17 +329,16 @@ def gpu_block() -> str:
 
 
 def offline_block() -> str:
-    measured = result("offline")
-    run = measured["examples"][NAME]
+    run = result("offline")["examples"][NAME]
     return (
         f"In four rounds of 2 of 20 clients the held-out loss falls from "
         f"{run['first']['loss']:.2f} to {run['last']['loss']:.2f} nats per token. With fetching "
-        f"and converting the model it takes {offline_seconds(NAME)}. {taken(measured)}"
+        f"and converting the model it takes {offline_seconds(NAME)}."
     )
 
 
 def time_block() -> str:
-    """Say where the time of the offline run goes, on each kind of processor."""
+    """Return a table of where the time of the offline run goes, on each kind of processor."""
     measured = result("offline")
     if "again" not in measured["examples"][NAME]:
         return "No figure has been taken yet; `python benchmarks/offline.py` takes them."
@@ -329,18 +359,23 @@ def time_block() -> str:
 
 
 def offline() -> str:
-    """Say what the offline run reached."""
+    """Return in short what the offline run reached."""
     run = result("offline")["examples"][NAME]
     return f"loss {run['first']['loss']:.2f} → {run['last']['loss']:.2f}"
 
 
 def headline() -> str:
     federated, central = mean(ends("federated, float32")), mean(ends(hardest()))
-    return f"loss {federated:.3f} (centralised {central:.3f})"
+    return f"loss {federated:.3f}, {central:.3f} centralised"
+
+
+def data() -> str:
+    """Say on which data the headline was measured."""
+    return "the documentation of Python's standard library"
 
 
 def reached_block() -> str:
-    """Say in a sentence what federated training reaches."""
+    """Return a sentence on what federated training reaches."""
     measured = result(ACCURACY)
     name = "federated, float32"
     before = mean(points[0][1] for points in measured["runs"][name])
@@ -352,7 +387,7 @@ def reached_block() -> str:
 
 
 def answers() -> str:
-    """Say how many answers the models know, if they were asked."""
+    """Return a sentence on how many answers the models know, if that was measured."""
     if not (measured := found(WORTH)):
         return ""
     kinds = ("federated", "before", "centralised")
@@ -388,9 +423,13 @@ def draw_loss(path: Path) -> None:
 
 
 NAME = "flowertune-llm"
-TEACHES = "LoRA fine-tuning of a quantised language model, only adapters travel"
-DATA = "Alpaca-GPT4, or Python's documentation, 20 partitions"
-MODEL = "OpenLLaMA 3B/7B, or SmolLM2-135M"
+ADDS = "language models: LoRA over frozen 4-bit weights, small messages, whole models by slices"
+MODEL = "SmolLM2-135M"
+SETTINGS = (
+    *("dataset", "model.name", "model.quantization", "model.prompt-template"),
+    *("model.lora.peft-lora-r", "train.learning-rate-max", "train.training-arguments.max-steps"),
+    *("num-server-rounds", "strategy.fraction-train"),
+)
 BLOCKS = {"reached": reached_block, "offline": offline_block}
 RESULTS = {
     "accuracy": accuracy_block,
@@ -404,4 +443,4 @@ RESULTS = {
     "processes": processes_block,
     "profile": profile_block,
 }
-PLOTS = {"loss": draw_loss, "bytes": draw_bytes, "layerwise": draw_layerwise}
+PLOTS = {"loss.png": draw_loss, "bytes.png": draw_bytes, "layerwise.png": draw_layerwise}

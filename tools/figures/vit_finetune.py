@@ -1,7 +1,7 @@
 """Figures of vit-finetune."""
 
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -75,26 +75,28 @@ def accuracy_block() -> str:
         f"{table(['training of the head', 'test accuracy: mean (each seed)'], rows)}\n\n"
         f"{images['training']} training and {images['test']} test images; 20 clients, 20 rounds, "
         f"half of the clients each round; seeds {', '.join(map(str, measured['seeds']))}; "
-        f"`test-fraction=0`, so that both see all images. Both sides were tuned in the same way, "
-        f"by 3-fold cross-validation on the training images: the probe over "
-        f"{count(measured['grids']['probe'])} combinations, the federation over "
-        f"{count(measured['grids']['federated'])} of {words(measured['grids']['federated'])}; the "
-        f"best were {listed(tuning['best'])}. Plain FedAvg is `label-smoothing=0 "
-        f"server-momentum=0`: a Dirichlet split costs it {100 * lost:.1f} points; label smoothing "
-        f"and server momentum bring back {100 * regained:.1f}. That leaves the IID split "
-        f"{below('iid'):.1f} points below the better probe, the Dirichlet split "
-        f"{below('dirichlet'):.1f}; in cross-validation the two sides are "
-        f"{100 * (validation - tuning['validation']):+.1f} points apart. "
-        f"`head-start='closed-form' learning-rate=0.1` (shrinkage {shrinkage}, by "
-        f"cross-validation) brings back {100 * solved:.1f} on the Dirichlet split, from the first "
-        f"round, and ends {below('iid, closed form'):.2f} below the probe on the IID and "
-        f"{below('dirichlet, closed form'):.2f} on the Dirichlet split. "
-        f"With the default "
-        f"`test-fraction=0.1` the clients train on a tenth less and the global head scores "
-        f"{several([last(run)['accuracy'] for run in held_out])}; on the clients' own held-out "
-        f"images it scores {mean(own):.3f}, half of the clients between "
+        f"`test-fraction=0`, so that both sides see all images.\n\n"
+        f"- **Tuning**: both sides in the same way, by 3-fold cross-validation on the training "
+        f"images. The probe over {count(measured['grids']['probe'])} combinations, the federation "
+        f"over {count(measured['grids']['federated'])} of "
+        f"{words(measured['grids']['federated'])}; the best were {listed(tuning['best'])}. In "
+        f"cross-validation the two sides are {100 * (validation - tuning['validation']):+.1f} "
+        f"points apart.\n"
+        f"- **Plain FedAvg** is `label-smoothing=0 server-momentum=0`. A Dirichlet split costs it "
+        f"{100 * lost:.1f} points.\n"
+        f"- **Label smoothing and server momentum** bring back {100 * regained:.1f}. That leaves "
+        f"the IID split {below('iid'):.1f} points below the better probe, the Dirichlet split "
+        f"{below('dirichlet'):.1f}.\n"
+        f"- **The closed form** is `head-start='closed-form' learning-rate=0.1`, with shrinkage "
+        f"{shrinkage} by cross-validation. It brings back {100 * solved:.1f} on the Dirichlet "
+        f"split, from the first round, and ends {below('iid, closed form'):.2f} below the probe "
+        f"on the IID and {below('dirichlet, closed form'):.2f} on the Dirichlet split.\n"
+        f"- **The default `test-fraction=0.1`**: clients train on a tenth less, and the global "
+        f"head scores {several([last(run)['accuracy'] for run in held_out])}. On the clients' own "
+        f"held-out images it scores {mean(own):.3f}, half of the clients between "
         f"{clients[len(clients) // 4]:.2f} and {clients[3 * len(clients) // 4]:.2f} (six images "
-        f"each, so take that lightly). {taken(measured, result(CLOSED_FORM))}"
+        f"each, so take that lightly).\n\n"
+        f"{taken(measured, result(CLOSED_FORM))}"
     )
 
 
@@ -160,16 +162,16 @@ def speed_block() -> str:
     precision = " and ".join(sorted({model["precision"] for model in models.values()}))
     return (
         f"{table(['', *(f'`{name}`' for name in models)], rows)}\n\n"
-        f"Ten clients a round, one local epoch, the same images and clients in every row; the "
+        f"Ten clients a round, one local epoch, the same images and clients in every row. The "
         f"original way decodes, crops and computes in float32, features are computed in "
-        f"{precision}. A run of five rounds that finds all features in the cache takes "
-        f"{start:.0f} s: that is Ray and the imports of PyTorch in three processes, and most of "
-        f"what the whole run takes beyond one forward pass. Memory is PSS. {taken(measured)}"
+        f"{precision}; memory is PSS. A run of five rounds that finds all features in the cache "
+        f"takes {start:.0f} s: Ray, and the imports of PyTorch in three processes.\n\n"
+        f"{taken(measured)}"
     )
 
 
 def original_block() -> str:
-    """Say what the original way reaches beside the cached one; the speed table has the time."""
+    """Return a table of the original way's accuracy beside the cached one's."""
     measured = result("vit-finetune-original")
     texts = {
         "original": "original way: random crops, full forward pass each epoch",
@@ -224,12 +226,31 @@ def offline() -> str:
 
 
 def headline() -> str:
-    later = median(
-        s["later_cached_round"] for s in result("vit-finetune-speed")["summary"].values()
-    )
+    epochs = result("vit-finetune-accuracy")["tuning"]["best"]["local_epochs"]
     return (
-        f"{mean(accuracies('iid')):.3f} (centralised {mean(centralised()):.3f}), "
-        f"{later:.1f} s a round"
+        f"accuracy {mean(accuracies('iid')):.3f} with {epochs} local epochs a round, "
+        f"{mean(centralised()):.3f} centralised; a round of 1 local epoch takes "
+        f"{seconds('vit_tiny')} s"
+    )
+
+
+def data() -> str:
+    """Say on which data the headline was measured."""
+    images = result("vit-finetune-accuracy")["images"]["training"]
+    return f"a subset of Oxford Flowers-102, {images:,} images"
+
+
+def seconds(model: str) -> float:
+    """Return the seconds of a round of one local epoch that finds its features in the cache."""
+    return result("vit-finetune-speed")["summary"][model]["later_cached_round"]
+
+
+def reached_block() -> str:
+    """Say in a sentence what federated training reaches, and how long a round takes."""
+    return (
+        f"ViT-Ti/16 on a subset of Oxford Flowers-102: accuracy {mean(accuracies('iid')):.3f}, "
+        f"{mean(centralised()):.3f} by a centralised head. A round of one local epoch takes "
+        f"{seconds('vit_tiny')} s, with ViT-B/16 {seconds('vit_b_16')} s."
     )
 
 
@@ -258,13 +279,17 @@ def draw_accuracy(path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-TEACHES = "fine-tuning a frozen ViT's head, features computed once, any backbone"
-DATA = "Oxford Flowers-102, 20 partitions"
-MODEL = "ViT-B/16, or ViT-Ti/16"
-BLOCKS = {
+ADDS = "a large pretrained model of which only the head is trained, any backbone, a cache"
+MODEL = "ViT-Ti/16"
+SETTINGS = (
+    *("dataset", "partitioning", "model.name", "model.weights", "model.normalization"),
+    *("num-server-rounds", "fraction-train", "local-epochs", "learning-rate"),
+)
+BLOCKS = {"reached": reached_block}
+RESULTS = {
     "accuracy": accuracy_block,
     "speed": speed_block,
     "original": original_block,
     "gpu": gpu_block,
 }
-PLOTS = {"accuracy": draw_accuracy}
+PLOTS = {"accuracy.png": draw_accuracy}

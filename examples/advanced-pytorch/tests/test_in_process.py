@@ -1,4 +1,4 @@
-"""Runs in one process: in trouble, private, interrupted, with other strategies in place of ours."""
+"""Runs in one process: with bad clients, privacy, interrupts, and other strategies."""
 
 import math
 from functools import partial
@@ -27,7 +27,7 @@ PROBLEMS = {
 
 
 def misbehave(message, context, answer):
-    """Have the first six clients misbehave from round 2 on, each in its way."""
+    """Let the first six clients misbehave from round 2 on, each in its own way."""
     partition, reply = context.node_config["partition-id"], answer()
     training = message.metadata.message_type == MessageType.TRAIN
     if not training or partition >= len(FAULTS) or message.content["config"]["server-round"] < 2:
@@ -69,7 +69,7 @@ def test_too_few_replies_end_the_run_and_lose_nothing(tmp_path, caplog):
 @pytest.mark.parametrize("privacy", [{}, PRIVATE], ids=["plain", "private"])
 @pytest.mark.parametrize("stop", [3, 21, 29])  # while asking, training and testing
 def test_interrupted_and_resumed_gives_the_same_results(privacy, stop, tmp_path, caplog):
-    """Eight clients, asked once, then trained and tested in each round; heads come back."""
+    """Eight clients are asked once, then train and test in each round; heads come back."""
     settings = SMALL | privacy | {"fraction_evaluate": 0.5}
     whole = in_process(tmp_path / "whole", 8, **settings)
     with pytest.raises(KeyboardInterrupt):
@@ -113,7 +113,7 @@ def repeatable(wrapper: type[Strategy]) -> Strategy:
 
 
 def clip(message, context, answer):
-    """Have Flower's mod clip an update, where its wrapper asks for it."""
+    """Clip an update by Flower's mod, if its wrapper asks for it."""
     if message.metadata.message_type != MessageType.TRAIN:
         return answer()
     return fixedclipping_mod(message, context, lambda message, context: answer())
@@ -141,7 +141,7 @@ def test_flowers_strategies_run_and_resume_in_place_of_ours(name, tmp_path, monk
     whole = in_process(tmp_path / "whole", 6, client_app, **settings)
     assert [entry["round"] for entry in whole] == [0, 1, 2, 3]
     losses = [entry["evaluate_metrics_serverapp"]["loss"] for entry in whole]
-    assert losses[3] < losses[0] or name == "Krum"  # which takes one client's model
+    assert losses[3] < losses[0] or name == "Krum"  # Krum takes one client's model
 
     part = tmp_path / "part"
     in_process(part, 6, client_app, **settings | {"num_server_rounds": 2})

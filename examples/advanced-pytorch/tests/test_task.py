@@ -1,4 +1,4 @@
-"""The model learns, heads do not disturb each other, and the data is what it should be."""
+"""The model learns, heads do not disturb each other, and the data is right."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Training and testing an adapter: PyTorch and transformers, nothing of Flower."""
+"""The project itself: training and testing a model by PyTorch and transformers, without Flower."""
 
 import difflib
 import math
@@ -25,7 +25,7 @@ from flowertune_llm.models import load_tokenizer
 
 Model = PreTrainedModel | PeftModel
 EVALUATION_BATCH = 8
-# What the example sets by itself, and the key that a user has for it.
+# Training arguments that the example sets by itself, each with the key to use instead.
 OWN = {
     "output_dir": "output-dir",
     "learning_rate": "train.learning-rate-max and -min",
@@ -44,7 +44,7 @@ def check_training_arguments(config: Config) -> None:
     """Compare `train.training-arguments.*` with transformers' own names and values.
 
     Raises:
-        ValueError: names the key and what would do.
+        ValueError: a key is wrong; the text names it, and a way out.
     """
     known = {f.name for f in fields(TrainingArguments)} - OWN.keys()
     given = dict(config.training_arguments)
@@ -84,7 +84,7 @@ def trainer(
     seed: int,
     **changes: Any,
 ) -> Trainer:
-    """Return what trains: `train.training-arguments.*`, and what this example sets by itself."""
+    """Return a Trainer with `train.training-arguments.*` and the arguments set by this example."""
     arguments: dict[str, Any] = {
         "output_dir": tempfile.gettempdir(),  # nothing is written there
         "learning_rate": learning_rate,
@@ -131,9 +131,9 @@ def evaluate(model: Model, data: Dataset, config: Config) -> tuple[float, float]
 
 
 def collator(config: Config) -> DataCollatorForSeq2Seq:
-    """Return what pads a batch to its longest example, and its labels with IGNORED.
+    """Return a collator that pads a batch to its longest example, and labels with IGNORED.
 
-    On the right, wherever the tokenizer pads for generation: models count positions from the left.
+    Padding is on the right, since models count positions from the left.
     """
     tokenizer = copy(load_tokenizer(config))
     tokenizer.padding_side = "right"

@@ -1,4 +1,4 @@
-"""The run config: complete, typed, refused by name where it is wrong."""
+"""The run config is complete and typed; wrong values are refused by name."""
 
 import pytest
 from flowertune_llm import task
@@ -61,7 +61,7 @@ def test_learning_rate_follows_a_cosine(run_config):
 
 
 def test_what_is_averaged(run_config):
-    """Adapters where they are trained; else, or without one, whole models."""
+    """Adapters, if they are trained; else whole models."""
 
     assert not Config.from_run_config(run_config).whole_model
     for changes in ({TRAINING_ARGUMENTS + "max-steps": 0}, {"train.disable": True}):

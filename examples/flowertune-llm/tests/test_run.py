@@ -1,4 +1,4 @@
-"""The README's command on Ray, with the losses that it promises; small runs in one process."""
+"""The README's command on Ray reaches the promised losses; and small runs in one process."""
 
 import importlib.util
 import re
@@ -84,7 +84,7 @@ def ask() -> ModuleType:
 
 
 def test_answer_ends_where_the_model_ends_a_turn(ask, small_model):
-    """Although the tokenizer names another token: this model only ever says <|endoftext|>."""
+    """The tokenizer has another end token, but this model only says <|endoftext|>."""
     model = AutoModelForCausalLM.from_pretrained(small_model)
     tokenizer = AutoTokenizer.from_pretrained(small_model)
     torch.nn.init.zeros_(model.model.norm.weight)
@@ -160,7 +160,7 @@ def test_interrupted_and_resumed_gives_the_same_results(name, brief, tmp_path, m
 
 @pytest.mark.parametrize(("dtype", "bits"), [("int8", 8.25), ("int4", 4.25)])
 def test_few_bits_learn_and_resume(dtype, bits, brief, tmp_path):
-    """What rounding left out, at both ends, and the outer momentum are there after a resume."""
+    """A resume keeps what rounding left out, at both ends, and the outer momentum."""
     brief |= {"strategy.fraction-train": 1.0, "client-dir": str(tmp_path / "clients")}
     brief |= {"strategy.outer-learning-rate": 0.7, "strategy.outer-momentum": 0.5}
     full = in_process(tmp_path / "full", 2, **brief | {"strategy.transport-dtype": "float32"})
@@ -175,7 +175,7 @@ def test_few_bits_learn_and_resume(dtype, bits, brief, tmp_path):
 
 
 def test_run_goes_on_where_another_dtype_is_fast(brief, tmp_path):
-    """A processor without bfloat16, as PyTorch sees it, chooses float32, and takes over a run."""
+    """On a processor without bfloat16, a resumed run goes on in float32."""
     brief |= {"model.dtype": "auto", "strategy.fraction-train": 1.0}
     [_, before] = in_process(tmp_path, 2, **brief | {"num-server-rounds": 1})
     settings = offline(**brief) | {"resume-from": str(only_run(tmp_path))}
@@ -202,7 +202,7 @@ def test_lost_adapter_is_there_again_after_a_resume(brief, tmp_path):
 
 
 def spoil(message, context, answer):
-    """Have the first three clients spoil their changes, each in its way."""
+    """Let the first three clients spoil their changes, each in its own way."""
     reply, partition = answer(), context.node_config["partition-id"]
     if message.metadata.message_type != MessageType.TRAIN:
         return reply
@@ -238,7 +238,7 @@ def test_bad_value_ends_the_run_before_it_starts(brief, tmp_path):
 
 @pytest.mark.thorough
 def test_killed_and_resumed_gives_the_same_results(brief, tmp_path):
-    """SIGKILL in the middle of a round on Ray; then resume, in the same folder, to the end."""
+    """Killed in the middle of a round on Ray, then resumed in the same folder."""
     brief = offline(**brief)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()

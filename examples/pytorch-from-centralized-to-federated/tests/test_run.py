@@ -1,4 +1,4 @@
-"""The README's commands, with the numbers that it promises; and runs in one process."""
+"""The README's commands reach the promised accuracy; and runs in one process."""
 
 import os
 import re
@@ -63,7 +63,7 @@ def test_run_leaves_what_the_readme_says(finished):
 
 
 def test_centralised_and_federated_are_the_same_training(tmp_path):
-    """`python cifar.py`, and one client that holds all data for one round: the same network."""
+    """One client with all data makes the same network in one round as `python cifar.py`."""
     done = run([sys.executable, APP / "cifar.py", "--dataset", "digits", "--epochs", 2], tmp_path)
     assert done.returncode == 0, done.stdout
     loss, accuracy = re.search(r"Test loss: (.*), accuracy: (.*)", done.stdout).groups()
@@ -86,7 +86,7 @@ def test_centralised_and_federated_are_the_same_training(tmp_path):
 
 @pytest.mark.thorough
 def test_killed_and_resumed_gives_the_same_results(finished, tmp_path):
-    """SIGKILL in the middle of a round; then resume, in the same folder."""
+    """Killed in the middle of a round, then resumed in the same folder."""
     command = simulation(APP, APP / "offline.toml")
     kill(start(command, tmp_path, until=lambda log: "[ROUND 3/5]" in log))
     assert len(results(tmp_path)) in (3, 4)
@@ -108,7 +108,7 @@ def test_interrupted_and_resumed_gives_the_same_results(tmp_path):
 
 
 def test_bad_clients_cost_their_contribution_and_too_few_end_the_run(tmp_path, monkeypatch, caplog):
-    """Of six clients four misbehave: with min-replies 2 the run goes on, with 3 it ends."""
+    """Four of six clients misbehave: with min-replies 2 the run goes on, with 3 it ends."""
     faults = {"raise": "the disk is full", "nan": "0.weight holds NaN or infinity"}
     faults["shape"] = "0.weight has shape (31, 3, 3, 3), not (32, 3, 3, 3)"
     faults["enormous"] = "times as long as the median"
@@ -139,8 +139,8 @@ def commands_of_the_readme(section: str) -> list[list[str]]:
 def four_terminals(app: Path, folder: Path) -> bool:
     """Run the commands of the README's Deploy section; False if Flower lost a message.
 
-    Flower 1.25 loses one that a SuperNode fetches while it is still being uploaded, and the round
-    then waits for a reply that never comes: see the README's Troubleshooting.
+    Flower 1.25 loses a message that a SuperNode fetches during its upload, and the round then waits
+    for a reply that never comes: see the README's Troubleshooting.
     """
     *parts, start = commands_of_the_readme("Deploy")
     assert [words[0] for words in parts] == ["flower-superlink", *["flower-supernode"] * 2]
@@ -157,7 +157,7 @@ def four_terminals(app: Path, folder: Path) -> bool:
                     start_new_session=True,
                 )
             started.append(process)
-            time.sleep(5)  # as long as it takes to open the next terminal
+            time.sleep(5)  # the time to open the next terminal
         deadline = time.monotonic() + 600
         while started[-1].poll() is None:
             if any("recv cannot be zero" in log.read_text() for log in logs):

@@ -1,4 +1,4 @@
-"""The README's command on Ray, with the number that it promises; and runs in one process."""
+"""The README's command on Ray reaches the promised accuracy; and runs in one process."""
 
 import os
 import re
@@ -83,7 +83,7 @@ def test_only_the_head_travels(finished):
 
 
 def test_model_file_fits_torchvision(finished):
-    """The saved head, put on the backbone as torchvision names it, gives the best accuracy."""
+    """The saved head gives the best accuracy, when torchvision's model loads it."""
     path = only_run(finished[0])
     backbone = Backbone("vit_tiny", "none", "imagenet", 64, seed=42)
     model = backbone.module
@@ -102,7 +102,7 @@ def test_model_file_fits_torchvision(finished):
 
 
 def test_another_backbone_by_its_name(tmp_path, caplog):
-    """The saved head, put on torchvision's ResNet, gives the best accuracy of the run."""
+    """The saved head gives the run's best accuracy, when torchvision's ResNet loads it."""
     settings = {"model__name": "resnet18", "image_size": 32, "precision": "float32"}
     settings |= {"num_server_rounds": 3, "model__normalization": "half"}
     history = in_process(tmp_path, 4, **settings)
@@ -186,7 +186,7 @@ PROBLEMS = {
 
 
 def misbehave(message, context, answer):
-    """Have the first five clients misbehave: when they extract, or in training from round 2 on."""
+    """Let the first five clients misbehave: in extraction, or in training from round 2 on."""
     kind, partition = message.metadata.message_type, context.node_config["partition-id"]
     fault = FAULTS[partition] if partition < len(FAULTS) else None
     if fault == "extract" and kind.endswith("extract"):
@@ -207,9 +207,9 @@ def misbehave(message, context, answer):
 
 
 def test_bad_clients_cost_their_contribution_and_too_few_end_the_run(tmp_path, caplog):
-    """Of six clients five misbehave: with min-replies 2 the run goes on, with 3 it ends.
+    """Five of six clients misbehave: with min-replies 2 the run goes on, with 3 it ends.
 
-    The head starts in closed form, so that sums of every class are on the way, too.
+    The head starts in closed form, so that sums of every class are sent, too.
     """
     settings = {"num_server_rounds": 3, "fraction_train": 1.0, "head_start": "closed-form"}
     with pytest.raises(RunFailed, match="round 2: 2 of 5 training replies can be used, min-repl"):

@@ -78,7 +78,7 @@ def test_closed_form_depends_on_the_images_not_on_the_split():
 
 
 def test_closed_form_is_linear_discriminant_analysis():
-    """The same as scikit-learn's, on standardised features: logits but for a common constant."""
+    """Its logits are scikit-learn's on standardised features, but for a common constant."""
     source = clusters()
     head = closed_form([source])
     known = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.2, priors=[0.1] * 10)
