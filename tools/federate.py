@@ -155,7 +155,8 @@ def main() -> int:
     status = ask(target, path)
     print(
         f"\nNow:\n\n    cd {arguments.target}\n    pip install -e .\n"
-        "    flwr run . --run-config offline.toml"
+        "    flwr run . --run-config offline.toml\n"
+        f"    python -m {target.name.replace('-', '_')}.kit.exam"
     )
     return status
 
