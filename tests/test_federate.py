@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from on_this_machine import BIN, results
 from repository import ROOT, flatten, flower_settings
-from script_reader import CannotBeConverted, Script
+from script_reader import Script
+from syntax import CannotBeConverted
 from task_writer import Task
 from test_kit import files
 
@@ -21,6 +22,7 @@ LIGHTNING = ("lightning", "pytorch-lightning", "lightning-utilities", "torchmetr
 
 def call(command: list, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"FLWR_TELEMETRY_ENABLED": "0", "OMP_WAIT_POLICY": "PASSIVE"}
+    env["PATH"] = f"{BIN}{os.pathsep}{env['PATH']}"
     return subprocess.run(
         [str(word) for word in command],
         cwd=folder,
@@ -74,6 +76,16 @@ def test_app_passes_its_own_tests_and_runs_by_flower(tmp_path):
     assert "5 passed" in done.stdout, done.stdout
     done = call([BIN / "flwr", "run", ".", "--run-config", "offline.toml"], app)
     assert len(results(app)) == 3, done.stdout
+
+    task = app / "my_app" / "task.py"
+    task.write_text(task.read_text().replace("lr=args.lr", "lr=0.5 * args.lr"))
+    done = call([sys.executable, "-m", "my_app.centralised"], app)
+    assert done.returncode == 1
+    assert "Not the same weights" in done.stdout
+    where = (
+        "They part at step 1, in conv1.weight: there the script's optimizer has lr = 1.0, not 0.5"
+    )
+    assert where in done.stdout
 
 
 @pytest.mark.thorough
@@ -177,6 +189,7 @@ def task_of(text: str, folder: Path, **chosen: str) -> Task:
             HEAD + TRAIN + BLOCK + LOOP.replace("train(net, trainloader,", "train(net, 3,"),
             r"train\(…\), line \d+, is given no data",
         ),
+        (HEAD + "import no_such_package", "it imports no_such_package, which is not installed"),
         (HEAD + "import deepspeed", "deepspeed, line .* it trains in processes that DeepSpeed"),
         (
             HEAD.split("def test")[0] + TRAIN + BLOCK + LOOP.replace("test(net, testloader)", ""),

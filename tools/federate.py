@@ -20,7 +20,8 @@ from pathlib import Path
 
 from new_app import PUBLISHER, check, refuse
 from repository import ROOT
-from script_reader import CannotBeConverted, Script
+from script_reader import Script
+from syntax import CannotBeConverted
 from task_writer import Task
 
 TEMPLATE, OLD, OLD_PACKAGE = ROOT / "tools" / "federated_app", "federated-app", "federated_app"
@@ -154,7 +155,8 @@ def main() -> int:
     status = ask(target, path)
     print(
         f"\nNow:\n\n    cd {arguments.target}\n    pip install -e .\n"
-        "    flwr run . --run-config offline.toml"
+        "    flwr run . --run-config offline.toml\n"
+        f"    python -m {target.name.replace('-', '_')}.kit.exam"
     )
     return status
 

@@ -6,11 +6,8 @@ import copy
 import re
 from collections.abc import Iterable, Sequence
 
-from script_reader import (
-    DATA,
-    EPOCHS,
-    Call,
-    Found,
+from script_reader import DATA, EPOCHS, Call, Found
+from syntax import (
     called,
     defaults,
     expression,
@@ -23,13 +20,12 @@ from script_reader import (
     refuse,
     returned,
     sliced,
-    trainers,
 )
 
 COMMAND_LINES = {"parse_args", "parse_known_args", "parse_args_into_dataclasses"}
 DRAWS = {"random_split", "train_test_split", "shuffle", "permutation", "randperm", "randn", "rand"}
 DRAWS |= {"randint", "choice", "sample", "normal"}
-STEPS = {"step", "set_epoch", "update", "update_parameters"}  # what a loop does beside training
+STEPS = {"step", "set_epoch"}  # what a loop does beside training; and `average.update(model)`
 
 
 class Prefixed(ast.NodeTransformer):
@@ -91,9 +87,7 @@ class Task:
                     f"{function.name}() uses {name!r}, which is bound only under `if __name__ == "
                     f'"__main__":`: give it to the function as a parameter, or bind it above'
                 )
-        for statement in self.script.top:
-            if isinstance(statement, ast.FunctionDef | ast.ClassDef):
-                continue
+        for statement in self.script.loose:
             if any(name in COMMAND_LINES for _, name in called(statement)):
                 refuse(
                     f"{lines(statement)} reads the command line when the file is imported, and a "
@@ -128,11 +122,11 @@ class Task:
     def essential(self, statement: ast.stmt) -> bool:
         if any(node is self.found.call.node for node in ast.walk(statement)):
             return True
-        steps = (
-            isinstance(node.func, ast.Attribute) and name in STEPS and node.func.value
-            for node, name in called(statement)
-        )
-        return any(steps) and not noise(statement)
+        for node, name in called(statement):
+            of_model = name.startswith("update") and self.model in names(node)
+            if isinstance(node.func, ast.Attribute) and (name in STEPS or of_model):
+                return not noise(statement)
+        return False
 
     def prepare(self) -> None:
         """Find the statements of each function, and those that more than one has."""
@@ -198,7 +192,7 @@ class Task:
         for kind in ("train", "evaluate"):
             known = set(held)
             for statement in needs[kind]:
-                if names(statement) & known or trainers([statement]):
+                if names(statement) & known or self.script.trainers([statement]):
                     tainted.add(id(statement))
                     known |= names(statement, ast.Store)
         every = [s for body in needs.values() for s in body]
@@ -212,11 +206,9 @@ class Task:
             if not worse:
                 break
             found = [s for s in found if s not in worse]
+        made = names(found, ast.Store) | self.script.globals
         if any(map(DATA.search, names(found, ast.Store))):  # drawn as the script draws it
-            place = self.found.before.index
-            seeds = [s for s in needs["data"] if is_seed(s)]
-            end = max(map(place, found))
-            found += [s for s in seeds if place(s) < end and s not in found]
+            found += [s for s in needs["data"] if is_seed(s) and not names(s) - made]
         return found
 
     def check_bound(self, missing: set[str]) -> None:
@@ -393,8 +385,7 @@ class Task:
         name = self.script.path.stem
         imports = "import shlex\nimport sys\n" if command_line else ""
         script = self.ours(f"from {self.package}.own import {name} as script")
-        loose = [s for s in self.script.top if not isinstance(s, ast.FunctionDef | ast.ClassDef)]
-        if any(inner in DRAWS for s in loose for _, inner in called(s)):
+        if any(inner in DRAWS for s in self.script.loose for _, inner in called(s)):
             why = "# what the script draws when imported is the same everywhere"
             script = f"\n{self.ours('glue.reseed(42)')}  {why}\n{script}  # noqa: E402"
         glue = self.ours("glue")

@@ -61,7 +61,8 @@ class Steps:
         self.checksums: list[list[int]] = []
         self.settings: list[dict[str, Any]] = []
         self.tensors: list[nn.Parameter] = []
-        self.examples = 0
+        self.names: list[str] = []  # of the tensors
+        self.examples = 0  # that are trained on, where that is known
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -70,6 +71,11 @@ class Steps:
             yield
         finally:
             handle.remove()
+
+    def name(self, network: nn.Module) -> None:
+        """Note the tensors' names in a network."""
+        known = {id(value): name for name, value in network.named_parameters()}
+        self.names = [known.get(id(value), "a tensor") for value in self.tensors]
 
     def note(self, optimizer: Optimizer, *_: Any) -> None:
         self.tensors = [value for group in optimizer.param_groups for value in group["params"]]
@@ -121,6 +127,7 @@ def script_alone(config: Config, initial: Arrays, steps: Steps) -> Arrays:
         models.load(network, initial)
         with steps.watched():
             network, _ = task.train(config, seed, network, *both)
+        steps.name(network)
         return models.to_arrays(network)
 
     def begins(network: nn.Module, data: Any) -> None:
@@ -129,8 +136,7 @@ def script_alone(config: Config, initial: Arrays, steps: Steps) -> Arrays:
         glue.reseed(seed)
 
     def ends(network: nn.Module) -> None:
-        names = {id(value): name for name, value in network.named_parameters()}
-        steps.names = [names.get(id(value), "a tensor") for value in steps.tensors]
+        steps.name(network)
         kept.update(models.to_arrays(network))
         raise Trained
 
@@ -178,8 +184,8 @@ def one_client(overrides: dict[str, Any], steps: Steps) -> Arrays:
 def compare(overrides: dict[str, Any] | None = None) -> Verdict:
     """Train both and compare; `overrides` is what differs from the run config."""
     known = get_fused_config_from_dir(app_folder(), {})
-    alone = ALONE | ({"local-epochs": 0} if "local-epochs" in known else {})
-    overrides = (overrides or {}) | alone
+    epochs = {"local-epochs": 0} if "local-epochs" in known else {}
+    overrides = (overrides or {}) | ALONE | epochs
     config = Config.from_run_config(known | overrides)
     initial = models.to_arrays(task.build(config))
     script, client = Steps(), Steps()
@@ -233,8 +239,7 @@ def where_they_part(script: Steps, client: Steps) -> str:
         return "All steps are the same: what differs is moved by no optimizer of PyTorch's"
     a, b = pairs[step]
     tensor = next((i for i, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), 0)
-    names = getattr(script, "names", [])
-    where = f"They part at step {step + 1}" + (f", in {names[tensor]}" if names else "")
+    where = f"They part at step {step + 1}, in {script.names[tensor]}"
     theirs, ours = script.settings[step], client.settings[step]
     other = [f"{key} = {v}, not {ours.get(key)}" for key, v in theirs.items() if ours.get(key) != v]
     if other:
