@@ -4,12 +4,12 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from new_app import PAGES, make
 from repository import ROOT, example_names, flatten, flower_settings, load_toml, package_of
 from test_kit import files
+from test_readme_commands import dangling
 
 NAME, PACKAGE = "my-own-app", "my_own_app"
 # Mentions of this repository, and of its figures, in a page.
@@ -107,18 +107,7 @@ def test_pages_of_the_app_are_its_own(example, tmp_path):
         assert not [words for words in OURS if words in text], page
         assert not re.search(r"^##+ .*\n+(?=#{1,2} |\Z)", text, re.MULTILINE), page
         assert not [name for name in example_names() if name in text], page
-        for link in re.findall(r"\]\(([^)]+)\)", text):
-            path, _, section = link.partition("#")
-            if not link.startswith("http"):
-                target = page.parent / path if path else page
-                assert target.exists(), (page, link)
-                assert not section or section in anchors(target), (page, link)
-
-
-def anchors(page: Path) -> list[str]:
-    """Return what links to a page's sections call them."""
-    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
-    return [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+        assert not dangling(page), page
 
 
 def test_a_name_that_holds_the_examples_is_given_once(tmp_path):

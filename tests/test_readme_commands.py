@@ -145,6 +145,30 @@ def check_make(folder: Path, rest: list[str]) -> Path:
     return app
 
 
+def dangling(page: Path) -> list[str]:
+    """Return the links of a page that lead to no file, or to no section of it."""
+    found = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, section = link.partition("#")
+        target = page.parent / path if path else page
+        if not link.startswith("http") and not (
+            target.exists() and (not section or section in sections(target))
+        ):
+            found.append(link)
+    return found
+
+
+def sections(page: Path) -> list[str]:
+    """Return what links to a page's sections call them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    assert not dangling(page)
+
+
 def test_commands_are_found():
     for page in pages():
         least = 2 if page.parent.name == "docs" or page.name == "README.md" else 0

@@ -99,7 +99,7 @@ def own_page(text: str) -> str:
 
 
 def own_code(block: str) -> str:
-    lines = [line for line in block.splitlines() if not re.search(rf"{OURS}|^cd ", line)]
+    lines = [line for line in block.splitlines() if not re.search(rf"{OURS}|^cd |docs/", line)]
     return "\n".join(lines) + "\n" if len(lines) > 2 else ""
 
 
@@ -111,7 +111,7 @@ def own_prose(text: str) -> str:
         kept = [line for line in lines if not re.search(OURS, line)]
         if len(kept) == len(lines) or re.match(r"\n?(\||- |\d+\. )", paragraph):
             paragraphs.append("\n".join(kept))
-    return "\n\n".join(paragraphs)
+    return "\n\n" + "\n\n".join(paragraphs) + "\n\n"
 
 
 def own_docs(rename: Callable[[str], str], example: str, name: str) -> dict[str, str]:

@@ -178,7 +178,7 @@ ADDS = "clients with a state, a strategy of one's own, resume, W&B, differential
 MODEL = "a small CNN"
 SETTINGS = (
     *("dataset", "dirichlet-alpha", "num-server-rounds", "fraction-train", "local-epochs"),
-    *("learning-rate", "personal-head", "server-momentum", "dp.noise-multiplier", "wandb.mode"),
+    *("learning-rate", "personal-head", "server-momentum", "dp.noise-multiplier"),
 )
 BLOCKS = {"reached": reached_block}
 RESULTS = {"accuracy": accuracy_block, "speed": speed_block, "privacy": privacy_block}
