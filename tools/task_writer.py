@@ -4,7 +4,7 @@ import ast
 import builtins
 import copy
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from script_reader import DATA, EPOCHS, Call, Found
 from syntax import (
@@ -296,15 +296,17 @@ class Task:
             name in COMMAND_LINES for t in self.script.modules.values() for _, name in called(t)
         )
 
-    def reads(self, body: Iterable[ast.stmt]) -> bool:
-        """Tell whether statements read the command line, or call a function that does."""
-        for _, name in (each for s in body for each in called(s)):
-            function = self.script.functions.get(name)
-            if name in COMMAND_LINES or (
-                function and any(inner in COMMAND_LINES for _, inner in called(function))
-            ):
-                return True
-        return False
+    def reads(self, statement: ast.stmt) -> bool:
+        """Tell whether a statement reads the command line, or calls a function that does."""
+        found = {name for _, name in called(statement)}
+        for function in (self.script.functions.get(name) for name in tuple(found)):
+            found |= {name for _, name in called(function)} if function else set()
+        return bool(found & COMMAND_LINES)
+
+    def reading(self, statement: ast.stmt) -> ast.stmt:
+        """Return a statement that reads the setting in the place of the command line."""
+        line = expression(self.ours("glue.command_line(script.__file__, config.arguments)"))
+        return ast.With([ast.withitem(line)], [statement])
 
     def text(self) -> str:
         """Return task.py."""
@@ -378,12 +380,11 @@ class Task:
                 {model, test_data},
             )
         )
-        return self.head("sys.argv" in "".join(functions)) + "\n\n".join(functions)
+        return self.head() + "\n\n".join(functions)
 
-    def head(self, command_line: bool) -> str:
+    def head(self) -> str:
         """Return what comes before the functions."""
         name = self.script.path.stem
-        imports = "import shlex\nimport sys\n" if command_line else ""
         script = self.ours(f"from {self.package}.own import {name} as script")
         if any(inner in DRAWS for s in self.script.loose for _, inner in called(s)):
             why = "# what the script draws when imported is the same everywhere"
@@ -394,7 +395,7 @@ class Task:
             f'"""The project, for a federation: what {name}.py does, in parts. Plain PyTorch.\n\n'
             f"`{self.ours('script')}` is {name}.py itself; names and arguments are its own. Change "
             'here what a client\nhands to it.\n"""\n\n'
-            f"{imports}from functools import cache\nfrom typing import Any\n\n"
+            "from functools import cache\nfrom typing import Any\n\n"
             f"from torch import nn\n\nfrom {self.package} import {glue}\n"
             f"from {self.package}.config import Config\n{script}\n\n"
             "# Where the script's own training is, for centralised.py.\n"
@@ -430,12 +431,8 @@ class Task:
         given: set[str] = frozenset(),
     ) -> str:
         """Return a function as text, with the script's names as `script.name`."""
-        if self.reads(body):
-            body = [
-                *self.own("sys.argv = [script.__file__, *shlex.split(config.arguments)]"),
-                *body,
-            ]
-        local = names(body, ast.Store) | given | {*self.fresh.values(), "data", "shlex", "sys"}
+        body = [self.reading(s) if self.reads(s) else s for s in body]
+        local = names(body, ast.Store) | given | {*self.fresh.values(), "data"}
         prefixed = Prefixed(self.script.globals - local, self.fresh["script"])
         value = expression(result) if isinstance(result, str) else result
         texts = [self.unparsed(each, prefixed) for each in [*body, ast.Return(value)]]

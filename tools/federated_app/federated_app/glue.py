@@ -4,8 +4,10 @@ import io
 import math
 import random
 import re
-from collections.abc import Callable
-from contextlib import redirect_stdout
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from numbers import Number
 from typing import Any
 
@@ -23,6 +25,28 @@ def reseed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+@contextmanager
+def command_line(program: str, arguments: str) -> Iterator[None]:
+    """Have the script read these words as its command line.
+
+    Raises:
+        ValueError: it refuses them.
+    """
+    before, said = sys.argv, io.StringIO()
+    sys.argv = [program, *shlex.split(arguments)]
+    try:
+        with redirect_stderr(said):
+            yield
+    except SystemExit:
+        why = said.getvalue().strip().rpartition("error: ")[2]
+        raise ValueError(
+            f"run config: arguments = {arguments!r} is not valid; allowed: what the script takes "
+            f"on its command line ({why})"
+        ) from None
+    finally:
+        sys.argv = before
 
 
 def passes(own: range, epochs: int) -> range:

@@ -359,6 +359,7 @@ def spoil(reply: Message, fault: str, sent: Arrays) -> None:
     if fault in ("metrics", "figures"):
         for record in reply.content.metric_records.values():
             nan = {key: np.nan for key, value in record.items() if isinstance(value, float)}
+            nan = nan or dict.fromkeys(record, np.nan)  # a client that counts examples only
             record.update(nan if fault == "figures" else {"exam": 1.0})
         return
     records = [r for r in reply.content.array_records.values() if r.keys() & sent.keys()]
