@@ -1,4 +1,4 @@
-"""What the READMEs say is what was measured."""
+"""What the pages say is what was measured."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def test_result_says_how_it_was_taken(path):
 
 
 def test_accuracy_is_what_was_promised():
-    """0.82 after 10 rounds and 0.87 after 50 are the floor; see the README for the figures."""
+    """0.82 after 10 rounds and 0.87 after 50 are the floor; RESULTS.md has the figures."""
     means = {n: accuracies(n)["centralized"] for n in (10, 50)}
     assert sum(means[10]) / len(means[10]) >= 0.82
     assert sum(means[50]) / len(means[50]) >= 0.87
@@ -99,7 +99,7 @@ def test_tensors_are_faster_than_samples():
 
 
 def test_memory_is_flat_and_the_pool_is_quick():
-    """What the pool is for; see the README for the figures."""
+    """What the pool is for; RESULTS.md has the figures."""
     assert gpu_scaling.growth("pool", 10, 300) <= 1.1
     assert gpu_scaling.drift() <= 0.05
     assert gpu_scaling.part("workers")["further_worker_bytes"] <= 20e6
