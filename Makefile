@@ -28,9 +28,18 @@ new: ## copy an example out as your own app: make new FROM=vit-finetune TO=../my
 	@$(if $(and $(FROM),$(TO)),,$(error say from what and where to: make new FROM=vit-finetune TO=../my-app))
 	@$(ANY_PYTHON) tools/new_app.py "$(FROM)" "$(TO)" $(if $(PUBLISHER),--publisher "$(PUBLISHER)")
 
+federate: $(INSTALLED) ## make an app of a training script: make federate SCRIPT=train.py TO=../my-app (MODEL= TRAIN= TEST= DATA=)
+	@$(if $(and $(SCRIPT),$(TO)),,$(error say which script, and where to: make federate SCRIPT=train.py TO=../my-app))
+	@$(BIN)/python tools/federate.py "$(SCRIPT)" "$(TO)" --model "$(MODEL)" --train "$(TRAIN)" \
+		--test "$(TEST)" --data "$(DATA)" $(if $(PUBLISHER),--publisher "$(PUBLISHER)")
+
 kit: ## copy kit/ into every example, word for word, after it was changed
 	@for package in $(PACKAGES); do rm -rf $$package/kit && cp -R kit $$package/kit; done
 	@find $(PACKAGES) -name __pycache__ -prune -exec rm -rf {} +
+
+exam: $(INSTALLED) ## ask an app hard questions, on bad clients, resumes, leaks: make exam APP=../my-app
+	@$(if $(APP),,$(error say which app: make exam APP=../my-app))
+	@$(BIN)/python tools/exam.py "$(APP)" $(if $(QUESTIONS),--only $(QUESTIONS)) $(if $(DEPLOY),--deploy)
 
 doctor: ## see whether this machine has what the examples need, and what to do where not
 	@$(ANY_PYTHON) tools/doctor.py
@@ -93,4 +102,4 @@ $(INSTALLED): pyproject.toml constraints.txt $(wildcard examples/*/pyproject.tom
 		$(foreach example,$(EXAMPLES),--editable examples/$(example)[test])
 	@touch $@
 
-.PHONY: help run federation new kit doctor test test-all test-latest check format bench plan check-gpu results lock audit clean install
+.PHONY: help run federation new federate kit doctor test test-all test-latest check format bench plan check-gpu results lock audit clean install

@@ -4,7 +4,7 @@ All three train the same network on the same number of clients and images with t
 on the same cores, in turn: 12 of 50 clients train, 25 evaluate, 10,000 central test images.
 
 - plain: the example's own train and evaluate functions in a loop, no Flower, no processes.
-  Its accuracy must equal the example's, round by round: that it does the same work.
+  Its accuracy must equal the example's, round by round, which shows that it does the same work.
 - example: advanced-pytorch through `flower-simulation`.
 - straightforward: PIL, transforms and a DataLoader for each message, test set loaded each round.
 """
@@ -111,7 +111,7 @@ def measure_plain(dataset: str, rounds: int, threads: int) -> dict[str, Any]:
 
 
 def measure_app(app: Path, run_config: dict[str, Any]) -> dict[str, Any]:
-    """Run an app and read its rounds' seconds, and where it logs them the phases', off its log."""
+    """Run an app; return the seconds of its rounds, and of phases if it logs them."""
     began, marks, rounds, phases = time.monotonic(), {}, [], []
     accuracy = []
     with tempfile.TemporaryDirectory() as folder:
@@ -178,7 +178,7 @@ def main() -> None:
 
 
 def after_start(result: dict[str, Any]) -> float:
-    """Return the mean seconds of the rounds after the first, which holds the start-up."""
+    """Return the mean seconds of the rounds after the first, which includes the start-up."""
     return statistics.mean(result["round_seconds"][1:])
 
 

@@ -1,4 +1,4 @@
-"""How many images of each class each client of advanced-pytorch holds, by its default settings."""
+"""Number of images of each class on each client of advanced-pytorch, by its default settings."""
 
 import argparse
 

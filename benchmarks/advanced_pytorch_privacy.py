@@ -1,4 +1,4 @@
-"""Accuracy that differential privacy costs advanced-pytorch, with few and all clients a round."""
+"""Accuracy of advanced-pytorch with differential privacy, with few and all clients a round."""
 
 import argparse
 import tempfile
@@ -10,7 +10,7 @@ from common import ROOT, default_dataset, history, measurement, simulate
 
 SEEDS = (42, 43, 44)
 NODES, ROUNDS = 50, 10
-# Some noise that hides nothing shows what clipping and equal weights cost by themselves.
+# Noise too small to hide anything shows the cost of clipping and equal weights alone.
 CLIPPING_ALONE = 1e-9
 KEYS = ("fraction-train", "dp.noise-multiplier", "dp.clipping-norm")
 SETTINGS = (
@@ -31,7 +31,7 @@ def accuracies(config: dict[str, Any]) -> list[float]:
         try:
             for _ in simulate(ROOT / "examples/advanced-pytorch", NODES, config, Path(folder)):
                 pass
-        except RuntimeError as error:  # too much noise, and training ends in NaN
+        except RuntimeError as error:  # with too much noise, training ends in NaN
             if "min-replies = " not in str(error):
                 raise
         rounds = history(Path(folder))

@@ -1,4 +1,4 @@
-"""What every measurement shares: where it was taken, and how it is written."""
+"""Common parts of the measurements: provenance, simulation, files."""
 
 import json
 import os
@@ -19,8 +19,8 @@ from repository import ROOT, as_run_config, flatten, flower_settings, load_toml
 
 sys.path.append(str(ROOT))  # for `import kit`
 
-# `import vit_finetune` is to find the package, not the script of that name in this folder; in
-# processes that are spawned, too, where this runs once more.
+# `import vit_finetune` shall find the package, not the script of that name in this folder; in
+# spawned processes, too, where this runs again.
 HERE = str(Path(__file__).resolve().parent)
 sys.path[:] = [path for path in sys.path if os.path.realpath(path or ".") != HERE] + [HERE]
 PACKAGES = ("flwr", "flwr-datasets", "ray", "torch", "torchvision", "numpy", "datasets")
@@ -36,7 +36,7 @@ def default_dataset(folder: str, hub_name: str) -> str:
 
 
 def declared_config(app: Path, *, offline: bool = False) -> dict[str, Any]:
-    """Return an app's run config as Flower hands it over, with offline.toml if asked for."""
+    """Return an app's run config as Flower passes it on, with offline.toml if `offline`."""
     declared = flatten(flower_settings(app)["app"]["config"])
     return declared | (flatten(load_toml(app / "offline.toml")) if offline else {})
 
@@ -45,16 +45,16 @@ def declared_config(app: Path, *, offline: bool = False) -> dict[str, Any]:
 def measurement(
     name: str, seeds: Sequence[int], *, trial: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Yield a dictionary for what is measured; write it to `results/<name>.json` at the end.
+    """Yield a dictionary for the figures; write it to `results/<name>.json` at the end.
 
-    It holds what someone needs to take the measurement again, and how quiet the machine was: the
-    share of the processors' time that other virtual machines on the host had. A measurement that
-    fails writes nothing.
+    It has all that is needed to repeat the measurement, and how quiet the machine was: the share of
+    the processors' time that other virtual machines on the host had. A measurement that fails
+    writes nothing.
 
     Args:
         name: of the file.
-        seeds: of all that is drawn at random in what is measured.
-        trial: of the script only; nothing is written.
+        seeds: all that the measurement uses.
+        trial: write nothing: only the script is tried.
     """
     result, began, before = provenance(seeds), time.monotonic(), psutil.cpu_times()
     yield result
@@ -75,7 +75,7 @@ def stolen_share(before: Any, after: Any) -> float:
 
 
 def provenance(seeds: Sequence[int]) -> dict[str, Any]:
-    """Return where, when, and from what a measurement is taken."""
+    """Return place, time and code of a measurement."""
     return {
         "command": command(),
         "commit": commit(),
@@ -94,7 +94,7 @@ def provenance(seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that matter, as far as they are installed."""
+    """Return the versions of those packages that are installed."""
     found = {}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
@@ -110,8 +110,8 @@ def instructions() -> str:
 
 
 def gpu() -> str | None:
-    """Return the name of the GPU, None where there is none."""
-    import torch  # slow to import, so not before it is needed
+    """Return the name of the GPU; None if there is none."""
+    import torch  # imported here: it is slow
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
@@ -124,7 +124,7 @@ def command() -> str:
 
 
 def commit() -> str:
-    """Return the commit that was measured, marked where the measured code was changed since."""
+    """Return the measured commit, with "-changed" if the measured code differs from it."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
@@ -141,14 +141,16 @@ def processor() -> str:
     return platform.processor()
 
 
-def simulate(app: Path, nodes: int, run_config: dict[str, Any], folder: Path) -> Iterator[str]:
+def simulate(
+    app: Path, nodes: int, run_config: dict[str, Any], folder: Path, backend: str = ONE_CPU
+) -> Iterator[str]:
     """Run an app with `flower-simulation` in a folder and yield its log line by line.
 
     Raises:
-        RuntimeError: the app failed; the message ends with its last lines.
+        RuntimeError: the app failed; the text ends with its last lines.
     """
     command = [Path(sys.executable).parent / "flower-simulation", "--app", app]
-    command += ["--num-supernodes", nodes, "--backend-config", ONE_CPU]
+    command += ["--num-supernodes", nodes, "--backend-config", backend]
     command += ["--run-config", as_run_config(run_config)]
     process = subprocess.Popen(
         [str(part) for part in command],
@@ -173,6 +175,6 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 
 def in_words(row: dict[str, Any]) -> str:
-    """Return the cells of a row for the eye, floats to four places."""
+    """Return the cells of a row in words, floats to four places."""
     cells = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
     return ", ".join(cells)

@@ -1,8 +1,8 @@
-"""Where the seconds of a round go between real processes: Flower's waits, starts, the work itself.
+"""Seconds of a round between real processes: Flower's waits, process starts, the work itself.
 
-A SuperLink and two SuperNodes over TLS, advanced-pytorch offline, with warm ClientApps and without;
-the same round in one process beside it. The SuperNodes' logs are read as they grow: a phase of a
-SuperNode, training or testing, is four stages.
+A SuperLink and two SuperNodes over TLS run advanced-pytorch offline, with warm ClientApps and
+without; the same round in one process stands beside it. The SuperNodes' logs are read as they grow.
+A phase of a SuperNode, training or testing, has four stages.
 
 - look: from its last reply to the next message; Flower looks every 3 s.
 - launch: to the start of the ClientApp's process; Flower looks every second, the newest release
@@ -10,7 +10,7 @@ SuperNode, training or testing, is four stages.
 - app: to the reply's sending: imports, data, training or testing; Flower looks every 0.5 s.
 - send: until the SuperLink has the reply.
 
-Run it with the python of either release's environment.
+Run it with the Python of either release's environment.
 """
 
 import argparse
@@ -32,7 +32,8 @@ from kit.federation.__main__ import settings
 
 APP = ROOT / "examples" / "advanced-pytorch"
 NODES, ROUNDS = 2, 5
-# In a SuperNode's log, each message in this order; on the newest release the third may be second.
+# Lines of a SuperNode's log for each message, in order; on the newest release the third may come
+# second.
 MARKS = {
     "received": r"Receiving: (train|evaluate) message",
     "launched": r"Start `flwr-clientapp` process",
@@ -42,7 +43,7 @@ MARKS = {
 
 
 class Log(Watch):
-    """The lines of a log, each with the time at which it was there."""
+    """The lines of a log, each with the time at which it appeared."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(every=0.02)
@@ -96,7 +97,7 @@ def between_processes(warm: bool) -> dict[str, Any]:
     if status != "finished:completed":
         raise RuntimeError(f"the run is {status}")
     seconds = [float(found) for found in re.findall(r"Round took ([\d.]+) s", text)]
-    phases = [phase for log in logs for phase in log.phases()[2:]]  # not of the first round
+    phases = [phase for log in logs for phase in log.phases()[2:]]  # without the first round's
     stages = {
         kind: {
             stage: statistics.median(phase[stage] for phase in phases if phase["kind"] == kind)
@@ -127,7 +128,7 @@ def in_one_process() -> dict[str, Any]:
 
 
 def later(seconds: list[float]) -> float:
-    """Return the median without the first round, in which everything is new."""
+    """Return the median without the first round, which includes the start-up."""
     return statistics.median(seconds[1:])
 
 

@@ -1,9 +1,9 @@
 """Held-out loss against bytes sent, at equal steps: dtypes on the wire, and DiLoCo; 3 seeds.
 
-SmolLM2-135M on the documentation of Python's standard library, offline.toml's settings, two sites
-that take part in every round, as between organisations. All ways take as many local steps; those
-of DiLoCo in fewer rounds. The rounds run in one process, two runs side by side: loss and bytes
-depend on no clock.
+SmolLM2-135M learns the documentation of Python's standard library, with offline.toml's settings and
+two sites that take part in every round, as between organisations. All ways take the same number of
+local steps, DiLoCo in fewer rounds. The rounds run in one process, two runs at a time: loss and
+bytes do not depend on the clock.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""What profiling costs: its own time for a message and for a round, beside a real round's.
+"""Cost of profiling: its own time for a message and for a round, beside a real round's.
 
 Messages as large as the offline run's go through the client's mod and the server's Grid, around a
-client that does nothing and a Grid that sends nothing, with profiling and without; likewise whole
-rounds, with their tasks, their file and their line in the log. The difference is what profiling
-takes. Against it stand the rounds of a simulation that is profiled.
+client that does nothing and a Grid that sends nothing, with profiling and without; so do whole
+rounds, with their tasks, file and log line. The difference is the cost of profiling. The rounds of
+a profiled simulation stand beside it.
 """
 
 import argparse
@@ -29,7 +29,7 @@ ROUNDS, SIMULATED = 100, 5
 
 
 class Nowhere:
-    """A Grid that sends nothing, and answers each message by itself."""
+    """A Grid that sends nothing and answers each message itself."""
 
     run = SimpleNamespace(run_id=0)
 
@@ -53,7 +53,7 @@ def settings() -> dict[str, Any]:
 
 
 def seconds(enabled: bool) -> dict[str, float]:
-    """Return the seconds of a message there and back, and of a round, in which nothing is done."""
+    """Return the seconds of a message and its reply, and of a round, without any work."""
     run_config = settings() | {"profile.enabled": enabled}
     config = Config.from_run_config(run_config)
     arrays = transport.encode(models.initial_adapter(config), config.transport_dtype)
@@ -88,7 +88,7 @@ def seconds(enabled: bool) -> dict[str, float]:
 
 
 def added() -> dict[str, float]:
-    """Return what profiling adds to a message and to a round, medians of some repetitions."""
+    """Return the seconds that profiling adds to a message and to a round: medians."""
     taken: dict[bool, list[dict[str, float]]] = {True: [], False: []}
     with tempfile.TemporaryFile("w") as file:
         console_handler.stream = file  # lines are written as in a run, and not shown

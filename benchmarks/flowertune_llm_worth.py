@@ -1,8 +1,8 @@
-"""What a federated model is worth: how often it knows the right one of four answers, by lm-eval.
+"""Worth of a federated model: how often it knows the right one of four answers, by lm-eval.
 
-The questions are those of examples/flowertune-llm/lm_eval_task, on rows that no client has: of the
-base model, of a federated one, and of one that was trained centrally on as many examples in as many
-steps. Each adapter is merged by export.py; lm-eval, in an environment of its own, asks the folder.
+The questions are those of examples/flowertune-llm/lm_eval_task, on rows that no client has. They go
+to the base model, a federated one, and one that was trained centrally on as many examples in as
+many steps. export.py merges each adapter; lm-eval, in an environment of its own, asks the model.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from flowertune_llm_accuracy import APP, BATCH, CLIENTS, ROUNDS, SEEDS, STEPS, t
 from side_by_side import environment, install
 
 LM_EVAL = "lm-eval[hf]==0.4.13"
-HELD_OUT = 600  # rows, of which more than a third have three answers like theirs
-DTYPE = "bfloat16"  # the base model's own, of the models that are asked and to compute in
+HELD_OUT = 600  # rows; more than a third have enough similar answers for a question
+DTYPE = "bfloat16"  # the base model's own: of weights and computation
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
 def settings(seed: int) -> dict[str, Any]:
-    """Return the run config of the offline run, longer, tested at its beginning and its end."""
+    """Return the run config of a longer offline run, tested at its beginning and end."""
     changes = {"num-server-rounds": ROUNDS, "train.evaluate-every-round": ROUNDS}
     changes |= {"train.save-every-round": ROUNDS, "test-examples": HELD_OUT, "seed": seed}
     return declared_config(APP, offline=True) | changes
@@ -47,7 +47,7 @@ def federated(run_config: dict[str, Any], folder: Path) -> tuple[Path, list[floa
 def centralised(run_config: dict[str, Any], folder: Path) -> tuple[Path, float]:
     """Return the folder of an adapter that was trained on all clients' data, and its loss.
 
-    Each step takes as many examples as those of a round's two clients together.
+    Each step takes as many examples as a step of a round's two clients together.
     """
     config, adapter = Config.from_run_config(run_config), folder / "peft"
     model = models.load_model(config)
@@ -58,7 +58,7 @@ def centralised(run_config: dict[str, Any], folder: Path) -> tuple[Path, float]:
 
 
 def export(adapter: Path) -> Path:
-    """Merge an adapter into its base, by the command that the README has."""
+    """Merge an adapter into its base model, by the README's command."""
     model = adapter.with_name(f"{adapter.name}-merged")
     command = [sys.executable, APP / "export.py", "--peft-path", adapter, "--output", model]
     subprocess.run(list(map(str, command)), check=True)
@@ -66,12 +66,12 @@ def export(adapter: Path) -> Path:
 
 
 def ask(python: Path, model: Path, run: Path) -> dict[str, list[float]]:
-    """Return, for each question, whether the model knows the answer: by both metrics of the task.
+    """Return 1 or 0 for each question, whether the model knows the answer, by both metrics.
 
     Args:
-        python: of the environment that has lm-eval.
-        model: a folder as transformers has it.
-        run: the folder of the run whose held-out rows are asked.
+        python: of the environment with lm-eval.
+        model: a model folder of transformers.
+        run: the output folder of the run that held out the questions' rows.
     """
     command = [python.with_name("lm-eval"), "run", "--model", "hf"]
     command += ["--model_args", f"pretrained={model},dtype={DTYPE},softmax_dtype=float32"]

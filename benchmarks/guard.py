@@ -1,8 +1,8 @@
 """False positives of `max-update-ratio`: honest clients that it leaves out, in 20 hard settings.
 
 Five clients train pytorch-from-centralized-to-federated on digits of two to ten classes, spread by
-Dirichlet distributions from alpha 0.05 to 1, for 1 to 10 local epochs. All are honest, so whoever
-is left out is so by mistake. Beside it: what the round's median alone would leave out.
+Dirichlet distributions from alpha 0.05 to 1, for 1 to 10 local epochs. All are honest, so each that
+is left out is a mistake. Beside it stands what a guard by the round's median alone would leave out.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 
 ALPHAS, EPOCHS, CLASSES = (0.05, 0.1, 0.3, 0.5, 1.0), (1, 10), (2, 10)
 CLIENTS, ROUNDS, RATIO = 5, 8, 100.0
-TRAINED = [60, 6]  # images of a class, and of each second one where there are two: a rare class
+TRAINED = [60, 6]  # images of a common and of a rare class, in turn
 
 
 def make_images(folder: Path, classes: int) -> None:
@@ -39,7 +39,7 @@ def make_images(folder: Path, classes: int) -> None:
 
 
 class Watched(guard.Guard):
-    """The guard, and what it has measured: lengths of trained parameters, and the usual one."""
+    """The guard, with the lengths that it has measured, and the usual length."""
 
     seen: ClassVar[list[tuple[list[float], list[str]]]] = []
 
@@ -53,7 +53,7 @@ class Watched(guard.Guard):
 
 
 def measure(dataset: Path, alpha: float, epochs: int, classes: int) -> dict[str, float]:
-    """Run one setting; return how many honest updates there were, and were left out."""
+    """Run one setting; return the numbers of honest updates and of those left out."""
     Watched.seen.clear()
     with tempfile.TemporaryDirectory() as folder:
         history = testing.in_process(

@@ -1,7 +1,7 @@
 """Seconds and outcome of each example's offline run, as `make run` does it, on both processors.
 
-First with all that the processor can do, then with AVX2 alone, as on most laptops. Where an example
-can profile itself, it runs once more, with what it has cached, and tells where the time goes.
+First with all instructions of the processor, then with AVX2 alone, as on most laptops. An example
+that can profile itself runs once more, with full caches, to tell where the time goes.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def measured(name: str, limits: dict[str, str]) -> dict[str, Any]:
-    """Return seconds and outcome of a run with empty caches, and where the time of a second goes.
+    """Return seconds and outcome of a run with empty caches, and the parts of a second run's time.
 
     Args:
         name: of the example.
@@ -68,9 +68,9 @@ def run(name: str, environment: dict[str, str], folder: str, *words: str) -> flo
 
 
 def tasks(folder: Path) -> dict[str, float]:
-    """Return the seconds of the rounds of a profiled run, and those of its tasks in them.
+    """Return the seconds of a profiled run's rounds, and of the tasks in them.
 
-    Clients work side by side: the slowest of each round counts.
+    Clients work at the same time, so the slowest of each round counts.
     """
     [profile] = folder.glob("outputs/*/*/profile.json")
     seconds = {"rounds": 0.0}

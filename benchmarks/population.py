@@ -3,24 +3,46 @@
 - sizes: gpu-scaling with 1,000, 100,000 and 1,000,000 clients, 100 drawn: start-up, seconds a
   round, memory.
 - nodes: gpu-scaling with 1,000 nodes that are clients: the first round and the others.
+- parts: where the time of a round of 100,000 clients goes: in one process, which can be timed from
+  inside, and with workers.
 - cost: rounds of an app whose clients take as long, and send as much, as they are told. A model of
   the seconds is fitted to some of them and compared with the others, and with gpu-scaling's own.
 """
 
 import argparse
+import functools
 import itertools
+import json
+import os
+import pkgutil
 import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from common import ROOT, SEED, default_dataset, measurement, simulate
+from common import ONE_CPU, ROOT, SEED, default_dataset, measurement, simulate
+from flwr.common.config import parse_config_args
 from plan import terms
+from repository import as_run_config
 from watch import Memory
 
+# What a round is made of: functions by the modules that call them.
+TIMED = {
+    "training": ("gpu_scaling.task", "train"),
+    "testing": ("gpu_scaling.task", "evaluate"),
+    "data of a client": ("gpu_scaling.dataset.Source", "load"),
+    "a network for each message": ("gpu_scaling.task", "build"),
+    "checks of replies": ("gpu_scaling.kit.loop", "problems"),
+    "averaging": ("flwr.serverapp.strategy.FedAvgM", "aggregate_train"),
+    "saving": ("gpu_scaling.kit.run.Run", "save"),
+}
 GPU_SCALING, COST_APP = ROOT / "examples" / "gpu-scaling", ROOT / "benchmarks" / "cost_app"
 SIZES, DRAWN, WORKERS, IMAGES, ROUNDS = (1_000, 100_000, 1_000_000), 100, 2, 33, 8
 
@@ -39,11 +61,11 @@ OTHERS = [Case(2, 50, 2.0, 0.01), Case(1, 40, 1.0, 0.005), Case(2, 200, 0.5, 0.0
 OTHERS += [Case(2, 20, 16.0, 0.01), Case(2, 400, 1.0, 0.002)]
 
 
-def run(app: Path, nodes: int, config: dict[str, Any]) -> dict[str, Any]:
+def run(app: Path, nodes: int, config: dict[str, Any], backend: str = ONE_CPU) -> dict[str, Any]:
     """Return start-up, seconds of each round, and memory of a simulation."""
     start, seconds, began = None, [], time.monotonic()
     with Memory() as memory, tempfile.TemporaryDirectory() as folder:
-        for line in simulate(app, nodes, config, Path(folder)):
+        for line in simulate(app, nodes, config, Path(folder), backend):
             if start is None and "[ROUND 1/" in line:
                 start = time.monotonic() - began
             if match := re.search(r"Round took ([\d.]+) s", line):
@@ -51,11 +73,14 @@ def run(app: Path, nodes: int, config: dict[str, Any]) -> dict[str, Any]:
     return {"start_seconds": start, "round_seconds": seconds} | memory.found()
 
 
-def of_gpu_scaling(dataset: str, nodes: int, **changes: Any) -> dict[str, Any]:
+def settings(dataset: str, changes: dict[str, Any]) -> dict[str, Any]:
     config = {"dataset": dataset, "executor": "inline", "num-server-rounds": ROUNDS}
     config |= {"examples-per-client": IMAGES, "clients-to-evaluate": 0, "min-clients": 1}
-    config |= {"clients-to-train": DRAWN} | {k.replace("_", "-"): v for k, v in changes.items()}
-    return run(GPU_SCALING, nodes, config)
+    return config | {"clients-to-train": DRAWN} | {k.replace("_", "-"): changes[k] for k in changes}
+
+
+def of_gpu_scaling(dataset: str, nodes: int, **changes: Any) -> dict[str, Any]:
+    return run(GPU_SCALING, nodes, settings(dataset, changes))
 
 
 def sizes(dataset: str) -> dict[str, Any]:
@@ -73,16 +98,75 @@ def nodes(dataset: str) -> dict[str, Any]:
     return {"nodes": 1000, "drawn": DRAWN} | found
 
 
+def parts(dataset: str) -> dict[str, Any]:
+    """Return the seconds that parts of a round take, and those of the whole with workers."""
+    changes = {"population": SIZES[1], "clients_to_evaluate": DRAWN}
+    workers = of_gpu_scaling(dataset, WORKERS, **changes)["round_seconds"]
+    config = as_run_config(settings(dataset, changes))
+    with tempfile.TemporaryDirectory() as folder:
+        words = [sys.executable, __file__, "in-process", "--config", config]
+        done = subprocess.run(words, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
+    found = {"drawn": DRAWN, "images": IMAGES, "workers": WORKERS}
+    found |= json.loads(done.stdout.splitlines()[-1]) | {
+        "seconds_with_workers": statistics.median(workers[1:])
+    }
+    print(found)
+    return found
+
+
+def in_process(config: str) -> dict[str, Any]:
+    """Run gpu-scaling in this process; return the seconds of a round, and those of its parts."""
+    sys.path.insert(0, str(GPU_SCALING))
+    from gpu_scaling.kit.in_process import run_app
+    from gpu_scaling.kit.loop import Loop
+
+    seconds, rounds = defaultdict(float), []
+    for part, (place, name) in TIMED.items():
+        module = pkgutil.resolve_name(place)
+        setattr(module, name, timed(getattr(module, name), part, seconds))
+    end_round = Loop.end_round
+
+    def marked(loop: Loop, *args: Any) -> None:
+        end_round(loop, *args)
+        rounds.append((time.perf_counter(), dict(seconds)))
+
+    Loop.end_round = marked
+    run_app(GPU_SCALING, 1, parse_config_args([config]))
+    # From the end of the first round on: the first imports and decodes.
+    (began, before), (ended, after), count = rounds[1], rounds[-1], len(rounds) - 2
+    of_round = {part: (after[part] - before.get(part, 0.0)) / count for part in after}
+    return {"seconds": (ended - began) / count, "parts": of_round}
+
+
+def timed(function: Callable, part: str, seconds: dict[str, float]) -> Callable:
+    """Return a function that adds the time it takes to its part's seconds."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **given: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return function(*args, **given)
+        finally:
+            seconds[part] += time.perf_counter() - began
+
+    return wrapper
+
+
 def seconds_of(case: Case) -> float:
-    """Return the seconds of a case's rounds, the median without the first."""
+    """Return the seconds of a case's rounds, the median without the first.
+
+    Ray starts as many workers as the cores allow, however few the nodes: each takes its share.
+    """
+    cores = len(os.sched_getaffinity(0)) // case.workers
+    backend = ONE_CPU.replace('"num_cpus": 1', f'"num_cpus": {cores}')
     config = {"population": 10_000, "clients-to-train": case.drawn}
     config |= {"megabytes": case.megabytes, "train-seconds": case.seconds}
-    taken = statistics.median(run(COST_APP, case.workers, config)["round_seconds"][1:])
+    taken = statistics.median(run(COST_APP, case.workers, config, backend)["round_seconds"][1:])
     print(f"{case}: {taken:.3f} s", flush=True)
     return taken
 
 
-TERMS = ["round", "client", "MB of a client, by its worker", "MB of a client, by the server"]
+TERMS = ["round", "client of a worker", "MB of a client of a worker", "MB of a client"]
 
 
 def of(case: Case) -> np.ndarray:
@@ -114,14 +198,18 @@ def cost(dataset: str) -> dict[str, Any]:
     return found
 
 
-PARTS = {"sizes": sizes, "nodes": nodes, "cost": cost}
+PARTS = {"sizes": sizes, "nodes": nodes, "parts": parts, "cost": cost}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("part", choices=[*PARTS, "in-process"])
+    parser.add_argument("--config", help="of the run in one process")
     parser.add_argument("--dataset", default=default_dataset("cifar10", "uoft-cs/cifar10"))
     arguments = parser.parse_args()
+    if arguments.part == "in-process":
+        print(json.dumps(in_process(arguments.config)))
+        return
     with measurement(f"population-{arguments.part}", seeds=(SEED,)) as result:
         result |= PARTS[arguments.part](arguments.dataset)
 

@@ -50,7 +50,7 @@ def train_per_sample(network: nn.Module, loader: DataLoader) -> None:
 
 
 def measure(dataset: str, network: str) -> dict[str, list[float]]:
-    """Return the images a second of each way, a number for each repetition, taken in turns."""
+    """Return the images a second of each way, in turns, a number for each repetition."""
     samples = PerSample(dataset)
     tensors = task.load(dataset, "train")
     loader = DataLoader(samples, BATCH, shuffle=True)
@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default=default_dataset("cifar10", "uoft-cs/cifar10"))
     dataset = parser.parse_args().dataset
-    torch.set_num_threads(1)  # as a client of the simulation has it
+    torch.set_num_threads(1)  # as in a client of the simulation
     with measurement("pytorch-from-centralized-to-federated-speed", seeds=(SEED,)) as result:
         result |= {"batch": BATCH, "networks": {}}
         for network in task.NETWORKS:

@@ -1,16 +1,18 @@
 """Our five examples beside what else one could pick, on the same data, seeds and machine.
 
-Each example is a job, and each job is done in up to four ways; benchmarks/README.md says what they
-are and how each figure is defined. Two parts, which write a file each:
+Each example is a job, and each job is done in several ways; benchmarks/README.md says what they
+are and how each figure is defined. Three parts, which write a file each:
 
 - rounds: seconds a round, memory, bytes on the wire, and the score after each round.
 - fresh: installation into an empty environment, then the time until the first round's result.
+- pfl: as rounds, beside the simulation of pfl-research, which is made to be fast.
 
 Both take the real data under FLOWER_EXAMPLES_DATA where it is there, else that of the Hub. A run of
 some jobs or ways only, or with another number of rounds, is a try: it prints and writes nothing.
 """
 
 import argparse
+import atexit
 import json
 import os
 import shutil
@@ -18,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
@@ -29,8 +33,10 @@ from watch import Memory
 
 HERE = ROOT / "benchmarks"
 WAYS = ("plain", "example", "straightforward", "other")
-PARTS = {"rounds": "side-by-side", "fresh": "side-by-side-fresh"}
 OTHER, OTHER_NAME = "nvflare==2.9.0", "NVIDIA FLARE"
+PFL = "pfl[pytorch]==0.6.0"
+PFL_WAYS = {"pfl": 1, "pfl-two": 2}  # and their processes
+POPULATION, IMAGES = 100_000, 33
 UV = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
 RunConfig = dict[str, Any]
 
@@ -44,6 +50,7 @@ class Job(NamedTuple):
         config: the example's run config; its data, seed and settings hold for all ways.
         rival: the folder of the straightforward app for it, and what is set there.
         other: whether another framework does it, too.
+        nodes: of Flower, where they are not as many as the clients.
     """
 
     app: Path
@@ -51,6 +58,7 @@ class Job(NamedTuple):
     config: RunConfig
     rival: tuple[Path, RunConfig]
     other: bool = False
+    nodes: int = 0
 
 
 def vit_finetune(folder: Path) -> Job:
@@ -135,6 +143,13 @@ def gpu_scaling(folder: Path) -> Job:
     return Job(app, clients, config, (HERE / "straightforward_pytorch", shares | cifar(config)))
 
 
+def population(folder: Path) -> Job:
+    """gpu-scaling with many more clients than nodes."""
+    job = gpu_scaling(folder)
+    changes = {"population": POPULATION, "examples-per-client": IMAGES, "executor": "inline"}
+    return job._replace(clients=POPULATION, nodes=2, config=job.config | changes)
+
+
 def cifar(config: RunConfig) -> RunConfig:
     """Return the straightforward app's settings for CIFAR-10, split IID."""
     given = same(config, "dataset", "batch-size", "learning-rate", "momentum", "seed")
@@ -154,11 +169,13 @@ JOBS = {
 }
 
 
-def ways_of(job: Job, asked: list[str]) -> list[str]:
-    return [way for way in WAYS if way in asked and (way != "other" or job.other)]
+PFL_JOBS = {
+    name: JOBS[name]
+    for name in ("advanced-pytorch", "pytorch-from-centralized-to-federated", "gpu-scaling")
+} | {f"gpu-scaling, {POPULATION:,} clients": population}
 
 
-def command(name: str, job: Job, way: str, python: Path, folder: Path) -> list[str]:
+def command(job: Job, way: str, python: Path, folder: Path) -> list[str]:
     """Return what does a job in a way, and prints a line of JSON for each round.
 
     Args:
@@ -168,13 +185,25 @@ def command(name: str, job: Job, way: str, python: Path, folder: Path) -> list[s
     if way in ("example", "straightforward"):
         app, changes = (job.app, job.config) if way == "example" else job.rival
         changes = changes | same(job.config, "num-server-rounds")
-        words = ["--app", app, "--num-supernodes", job.clients, "--backend-config", ONE_CPU]
+        words = [
+            "--app",
+            app,
+            "--num-supernodes",
+            job.nodes or job.clients,
+            "--backend-config",
+            ONE_CPU,
+        ]
         words += ["--run-config", as_run_config(changes)]
         return [str(word) for word in (python, HERE / "ways" / "flower.py", *words)]
     file = folder / "asked.json"
-    file.write_text(json.dumps({"job": name, "clients": job.clients, "config": job.config}))
+    asked = {"job": job.app.name, "clients": job.clients, "config": job.config}
+    file.write_text(json.dumps(asked))
     if way == "plain":
         return [str(python), str(HERE / "ways" / "plain.py"), str(file)]
+    if way in PFL_WAYS:
+        words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+        words = [*words, str(PFL_WAYS[way])] if PFL_WAYS[way] > 1 else []
+        return [str(python), *words, str(HERE / "ways" / "pfl_research.py"), str(file)]
     return [str(python), str(HERE / "ways" / "flare.py"), str(file), str(folder / "flare")]
 
 
@@ -208,12 +237,11 @@ def run(words: list[str], job: Job, folder: Path) -> dict[str, Any]:
     return {"rounds": rounds, "total_seconds": time.monotonic() - began} | memory.found()
 
 
-def measure_rounds(name: str, job: Job, way: str, folder: Path) -> dict[str, Any]:
+def measure_rounds(job: Job, way: str, folder: Path) -> dict[str, Any]:
     python = Path(sys.executable)
-    if way == "other":
-        python = environment(folder / "environment")
-        install(python, requirements(job, way), "--quiet")
-    found = run(command(name, job, way, python, folder), job, folder)
+    if way == "other" or way in PFL_WAYS:
+        python = kept_environment(*requirements(job, way))
+    found = run(command(job, way, python, folder), job, folder)
     later = found["rounds"][1:] or found["rounds"]
     return found | {
         "seconds_a_round": mean(entry["seconds"] for entry in later),
@@ -222,7 +250,7 @@ def measure_rounds(name: str, job: Job, way: str, folder: Path) -> dict[str, Any
     }
 
 
-def measure_fresh(name: str, job: Job, way: str, folder: Path) -> dict[str, Any]:
+def measure_fresh(job: Job, way: str, folder: Path) -> dict[str, Any]:
     """Install into an empty environment without a cache, then run one round."""
     python, began = environment(folder / "environment"), time.monotonic()
     install(python, requirements(job, way), "--quiet", "--no-cache")
@@ -230,12 +258,22 @@ def measure_fresh(name: str, job: Job, way: str, folder: Path) -> dict[str, Any]
     os.sync()  # or the run waits for a disk that still writes what was installed
     size = sum(p.lstat().st_size for p in (folder / "environment").rglob("*") if p.is_file())
     job = job._replace(config=job.config | {"num-server-rounds": 1})
-    found = run(command(name, job, way, python, folder), job, folder)
+    found = run(command(job, way, python, folder), job, folder)
     return {
         "install_seconds": installed,
         "installed_bytes": size,
         "first_result_seconds": found["rounds"][0]["after"],
     }
+
+
+@cache
+def kept_environment(*packages: str) -> Path:
+    """Return the Python of an environment with these packages, which lasts until the end."""
+    folder = Path(tempfile.mkdtemp(prefix="environment-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    python = environment(folder)
+    install(python, list(packages), "--quiet")
+    return python
 
 
 def environment(folder: Path) -> Path:
@@ -253,8 +291,8 @@ def install(python: Path, packages: list[str], *options: str) -> None:
 def requirements(job: Job, way: str) -> list[str]:
     """Return what to install for a way, in the versions that the tests of the examples ran with.
 
-    Plain loops need what the example needs without Flower; FLARE needs that and itself, and some
-    of its versions are its own.
+    Plain loops need what the example needs without Flower; another framework needs that and
+    itself, and some of its versions are its own.
     """
     pinned = ["--constraint", str(ROOT / "constraints.txt")]
     app = job.rival[0] if way == "straightforward" else job.app
@@ -264,23 +302,41 @@ def requirements(job: Job, way: str) -> list[str]:
     packages = [package for package in packages if not package.startswith("flwr[")]
     if way == "plain":
         return [*packages, *pinned]
-    return [*packages, OTHER, *(f"{name}=={version(name)}" for name in ("torch", "numpy"))]
+    framework = PFL if way in PFL_WAYS else OTHER
+    return [*packages, framework, *(f"{name}=={version(name)}" for name in ("torch", "numpy"))]
+
+
+class Part(NamedTuple):
+    """A part of the comparison, and the file that it writes."""
+
+    file: str
+    jobs: dict[str, Callable[[Path], Job]]
+    ways: tuple[str, ...]
+    measure: Callable[[Job, str, Path], dict[str, Any]]
+
+
+PARTS = {
+    "rounds": Part("side-by-side", JOBS, WAYS, measure_rounds),
+    "fresh": Part("side-by-side-fresh", JOBS, WAYS, measure_fresh),
+    "pfl": Part("side-by-side-pfl", PFL_JOBS, ("plain", "example", *PFL_WAYS), measure_rounds),
+}
 
 
 def measure(
-    part: str, names: list[str], ways: list[str], rounds: int | None
+    part: Part, names: list[str], ways: list[str], rounds: int | None
 ) -> dict[str, dict[str, Any]]:
     """Do the jobs in the ways, one after the other; return what was found, by job and way."""
-    one = {"rounds": measure_rounds, "fresh": measure_fresh}[part]
     runs: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as data:
         for name in names:
-            job = JOBS[name](Path(data))
+            job = part.jobs[name](Path(data))
             if rounds:
                 job = job._replace(config=job.config | {"num-server-rounds": rounds})
-            for way in ways_of(job, ways):
+            for way in ways:
+                if way == "other" and not job.other:
+                    continue
                 with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-                    found = one(name, job, way, Path(folder))
+                    found = part.measure(job, way, Path(folder))
                 runs.setdefault(name, {})[way] = found
                 print(f"{name}, {way}: {shown(found)}", flush=True)
     return runs
@@ -302,14 +358,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--part", choices=PARTS, default="rounds")
-    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--jobs", nargs="+", choices=JOBS | PFL_JOBS)
+    parser.add_argument("--ways", nargs="+", choices=[*WAYS, *PFL_WAYS])
     parser.add_argument("--rounds", type=int, help="for a try; by default each job has its own")
     given = parser.parse_args()
-    trial = bool(given.rounds) or set(given.jobs) != set(JOBS) or set(given.ways) != set(WAYS)
-    with measurement(PARTS[given.part], seeds=(SEED,), trial=trial) as result:
+    part = PARTS[given.part]
+    jobs, ways = given.jobs or list(part.jobs), given.ways or list(part.ways)
+    for option, words, known in (("jobs", jobs, part.jobs), ("ways", ways, part.ways)):
+        if not set(words) <= set(known):
+            parser.error(f"--part {given.part}: its --{option} are {', '.join(known)}")
+    trial = bool(given.rounds) or set(jobs) != set(part.jobs) or set(ways) != set(part.ways)
+    with measurement(part.file, seeds=(SEED,), trial=trial) as result:
         result["other"] = {"name": OTHER_NAME, "package": OTHER}
-        result["jobs"] = measure(given.part, given.jobs, given.ways, given.rounds)
+        if given.part == "pfl":
+            result["other"] = {"name": "pfl-research", "package": PFL}
+        result["jobs"] = measure(part, jobs, ways, given.rounds)
 
 
 if __name__ == "__main__":

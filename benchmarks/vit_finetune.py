@@ -163,7 +163,7 @@ def main() -> None:
             }
             models[name] = measure_model(base | model, original_rounds=2)
         num_classes = dataset.load_test(arguments.dataset).num_classes
-        for model in models.values():  # after the forward passes: it sets the number of threads
+        for model in models.values():  # last: it sets the number of threads
             model["head"] = head_training(model["width"], num_classes)
         result |= {"summary": summary(models), "models": models}
         print(json.dumps(result["summary"], indent=1))

@@ -1,11 +1,11 @@
 """Accuracy of vit-finetune beside the best centralised linear probe on the same features.
 
-Both are tuned the same way, by 3-fold cross-validation on the training images, over grids that are
-written down with the result. Then each is trained on all training images and tested on the test
-images, with 3 seeds; the federated runs go through `flower-simulation`, 20 clients, 20 rounds, half
-of the clients each round. `--closed-form` takes the runs with a head that starts in closed form
-instead; `--original` compares the original way, without the feature cache, with the cached one: one
-local epoch, the first seed.
+Both are tuned in the same way, by 3-fold cross-validation on the training images, over grids that
+are in the result. Then each is trained on all training images and tested on the test images, with 3
+seeds. The federated runs go through `flower-simulation`: 20 clients, 20 rounds, half of the clients
+in each round. `--closed-form` measures runs with a head that starts in closed form instead;
+`--original` compares the original way, without the feature cache, with the cached one: one local
+epoch, the first seed.
 """
 
 import argparse
@@ -136,7 +136,7 @@ def federated(
 
 
 def closed_form(training: Data, test: Data, shrinkage: float) -> float:
-    """Return the accuracy of the closed-form head, which no split over clients can change."""
+    """Return the accuracy of the closed-form head, the same for any split over clients."""
     source, classes = CachedFeatures(*training), int(training[1].max()) + 1
     total = task.moments(source) | task.class_moments(source, classes)
     standard = task.statistics(total)
@@ -186,7 +186,7 @@ def tuned(training: Data, config: Config) -> dict[str, Any]:
 
 
 def run_app(run_config: dict[str, Any]) -> dict[str, Any]:
-    """Run the example; return its history and how long it took."""
+    """Run the example; return its history and its seconds."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         for line in simulate(APP, NODES, run_config, Path(folder)):
@@ -250,7 +250,7 @@ def main() -> None:
         config = dataclasses.replace(Config.from_run_config(run_config), test_fraction=0.0)
         test = task.load_test(config)[0]
         images = dataset.to_images(dataset.load_split(config.dataset, "train"))
-        source, _ = task.load_source(config, images)
+        source, _ = task.load_features(config, images)
         training = (source.features.float(), source.labels)
         result |= {
             "images": {"training": len(source.labels), "test": len(test.labels)},

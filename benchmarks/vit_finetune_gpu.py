@@ -1,4 +1,4 @@
-"""What vit-finetune does on a CUDA device: feature pass, head training and memory, without Ray.
+"""Speed and memory of vit-finetune on a CUDA device: feature pass and head training, without Ray.
 
 Needs no data and no weights: random images and random weights take as long as real ones. Writes
 results/vit-finetune-gpu.json; without a CUDA device it says so and ends well. `--on-cpu` runs the

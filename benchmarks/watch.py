@@ -1,4 +1,4 @@
-"""Memory of the processes of a run, looked at again and again. In bytes."""
+"""Memory of the processes of a run, sampled regularly. In bytes."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from typing import Any, Self
 import psutil
 
 MARK = "FLOWER_EXAMPLES_BENCHMARK"  # in the environment of all processes of a run
-KINDS = {  # what a process is, by a word of its command line
+KINDS = {  # of processes, by a word of the command line
     "flwr-serverapp": "server app",
     "warm_clientapp": "client app",
     "flwr-clientapp": "client app",
@@ -28,14 +28,14 @@ KINDS = {  # what a process is, by a word of its command line
     "raylet": "Ray",
     "gcs_server": "Ray",
 }
-LEAST_FREE = 2 * 2**30  # a run that leaves less of the machine's memory is ended
+LEAST_FREE = 2 * 2**30  # a run that leaves less of the machine's memory free is ended
 
 
 class Watch(threading.Thread):
-    """Looks at something again and again while the body of a `with` statement runs.
+    """A thread that calls `look` regularly while the body of a `with` statement runs.
 
     Args:
-        every: seconds from one look to the next.
+        every: seconds between two calls.
     """
 
     def __init__(self, every: float) -> None:
@@ -60,7 +60,7 @@ class Watch(threading.Thread):
 
 
 class Memory(Watch):
-    """What the processes of a run hold together (PSS), on the machine and on its GPUs."""
+    """Memory of all processes of a run together (PSS), and on the GPUs."""
 
     def __init__(self, every: float = 1.0) -> None:
         super().__init__(every)
@@ -70,7 +70,7 @@ class Memory(Watch):
         self.device_before = device_bytes()
 
     def look(self) -> int:
-        """Return what all hold now."""
+        """Return the memory of all processes now."""
         held = [pss(process) for process in self.processes()]
         self.peak, self.most = max(self.peak, sum(held)), max(self.most, len(held))
         if self.device_before is not None:
@@ -92,7 +92,7 @@ class Memory(Watch):
 
 
 class ClientMemory(Watch):
-    """The most that one client process of a simulation holds (PSS)."""
+    """Peak memory of one client process of a simulation (PSS)."""
 
     def __init__(self) -> None:
         super().__init__(every=0.3)
@@ -106,7 +106,7 @@ class ClientMemory(Watch):
 
 
 class MemoryByKind(Watch):
-    """The most resident memory of one process of each kind, of this process's descendants."""
+    """Peak resident memory of one process of each kind, among this process's descendants."""
 
     def __init__(self) -> None:
         super().__init__(every=0.2)
@@ -132,13 +132,13 @@ class MemoryByKind(Watch):
         kind = next((kind for word, kind in KINDS.items() if word in line), "other")
         memory = process.memory_info()
         self.peaks[kind] = max(self.peaks.get(kind, 0), memory.rss)
-        # Ray's object store is mapped into all of its processes: resident, and not their own.
+        # Ray's object store is mapped into all its processes: resident, but not their own.
         own = memory.rss - memory.shared
         self.own[kind] = max(self.own.get(kind, 0), own)
         times = process.cpu_times()
         self.seconds.setdefault(kind, {})[process.pid] = times.user + times.system
 
-    def report(self) -> dict[str, Any]:
+    def found(self) -> dict[str, Any]:
         cpu = {kind: sum(seconds.values()) for kind, seconds in self.seconds.items()}
         peaks = {"peak_bytes": self.peaks, "own_peak_bytes": self.own}
         return peaks | {"cpu_seconds": cpu, "idle_server_bytes": self.idle}
@@ -154,7 +154,7 @@ def pss(process: psutil.Process, field: str = "Pss") -> int:
 
 
 def device_bytes() -> int | None:
-    """Return what is taken on all GPUs together, None without nvidia-smi."""
+    """Return the memory in use on all GPUs together; None without nvidia-smi."""
     command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)

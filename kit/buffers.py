@@ -1,8 +1,8 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""Which arrays of a model a strategy moves: trained parameters; buffers and counters it does not.
+"""Trained parameters, buffers and counters of a model: a strategy moves only the first.
 
 Momentum or adaptive steps would drive a running variance below 0, and a count of batches has no
-mean. So buffers are averaged, and of counters the largest is kept.
+mean. So buffers are averaged, and the largest value of each counter is kept.
 """
 
 from collections.abc import Collection, Iterable
@@ -13,14 +13,15 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
+from .arrays import view
 from .replies import Arrays, metrics, to_numpy, to_record
 
 
 def whole(arrays: Arrays, buffers: Collection[str]) -> Arrays:
-    """Return a model's arrays with floats in 32 bits at least: small steps add up.
+    """Return a model's arrays with floats in 32 bits at least, so that small steps add up.
 
     Raises:
-        ValueError: names an array that cannot be averaged.
+        ValueError: an array cannot be averaged; the text names it.
     """
     for name, value in arrays.items():
         if value.dtype.kind not in "fiub":
@@ -32,44 +33,44 @@ def whole(arrays: Arrays, buffers: Collection[str]) -> Arrays:
 
 
 def to_send(arrays: Arrays) -> ArrayRecord:
-    """Return arrays as they travel: with a dimension at least, since strategies need one.
+    """Return arrays for a message: with at least one dimension, which strategies need.
 
-    PyTorch loads an array of one number into an entry that has no dimension.
+    PyTorch can load an array of one number into an entry without dimensions.
     """
     return to_record({name: np.atleast_1d(value) for name, value in arrays.items()})
 
 
 def floats(arrays: ArrayRecord) -> ArrayRecord:
-    """Return what a strategy may calculate with: all but counters."""
+    """Return the arrays of floats: all but counters."""
     return ArrayRecord({n: array for n, array in arrays.items() if array.dtype.startswith("float")})
 
 
 def completed(arrays: ArrayRecord, sent: ArrayRecord) -> ArrayRecord:
-    """Return arrays and those of `sent` that they lack, in its order."""
+    """Return arrays, with those of `sent` that are missing, in the order of `sent`."""
     return ArrayRecord({name: arrays.get(name, array) for name, array in sent.items()})
 
 
 def put_back(messages: Iterable[Message], sent: ArrayRecord) -> list[Message]:
-    """Give messages the arrays of `sent` that they lack, all in its order."""
+    """Add to messages the arrays of `sent` that are missing; all are in the order of `sent`."""
     messages = list(messages)
-    for content in {id(m.content): m.content for m in messages}.values():  # many share one
+    for content in {id(m.content): m.content for m in messages}.values():  # many messages share one
         if "arrays" in content.array_records:
             content["arrays"] = completed(content["arrays"], sent)
     return messages
 
 
 def moved(arrays: Arrays, new: ArrayRecord, trained: Collection[ArrayRecord]) -> Arrays:
-    """Return a model's arrays after a round, in their dtypes and shapes.
+    """Return a model's arrays after a round, in the dtypes and shapes from before.
 
     Args:
         arrays: the model that was sent.
-        new: what the strategy has made of its floats.
-        trained: the clients' arrays; of counters the largest is kept.
+        new: its floats, as the strategy has aggregated them.
+        trained: the clients' arrays; the largest value of each counter is kept.
     """
     values = to_numpy(new)
     for name, value in arrays.items():
         if value.dtype.kind != "f" and trained:
-            values[name] = np.max([record[name].numpy() for record in trained], axis=0)
+            values[name] = np.max([view(record[name]) for record in trained], axis=0)
     return {
         name: values.get(name, value).astype(value.dtype).reshape(value.shape)
         for name, value in arrays.items()
@@ -77,12 +78,12 @@ def moved(arrays: Arrays, new: ArrayRecord, trained: Collection[ArrayRecord]) ->
 
 
 class OnlyTrained(Strategy):
-    """A wrapper around the innermost strategy, which sees only what is trained.
+    """A wrapper that shows a strategy only the trained parameters, and averages the buffers.
 
     Args:
         strategy: any.
-        buffers: names of arrays that are averaged.
-        weight: the metric that clients are weighed by.
+        buffers: names of the arrays that are averaged.
+        weight: the metric that weighs clients.
     """
 
     def __init__(self, strategy: Strategy, buffers: Collection[str], weight: str) -> None:
@@ -123,7 +124,7 @@ class OnlyTrained(Strategy):
         return self.strategy.aggregate_evaluate(server_round, replies)
 
     def split(self, arrays: ArrayRecord) -> tuple[ArrayRecord, ArrayRecord]:
-        """Return what is trained, and what is averaged."""
+        """Return the trained arrays, and the averaged ones."""
         trained = {name: array for name, array in arrays.items() if name not in self.buffers}
         buffers = {name: array for name, array in arrays.items() if name in self.buffers}
         return ArrayRecord(trained), ArrayRecord(buffers)

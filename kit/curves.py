@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PARTS = {  # of results.json, and who has measured what is there
+PARTS = {  # of results.json, each with what its figures were measured on
     "evaluate_metrics_serverapp": "central test",
     "evaluate_metrics_clientapp": "clients' data",
     "train_metrics": "clients' training",
@@ -43,9 +43,9 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
 
 
 def curves(history: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Return the points of each curve by label, by what it measures: accuracy, loss, …
+    """Return the points of each curve: by metric ("accuracy", "loss", …), then by label.
 
-    A curve has a gap, NaN, where a figure is none; what is not one figure has no curve.
+    NaN makes a gap in a curve. A metric that is a list has no curve.
     """
     panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for part, who in PARTS.items():

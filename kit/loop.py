@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""The loop: rounds of any Flower strategy, with a seeded draw, checked replies, and a resume."""
+"""The loop: rounds of any Flower strategy, with a seeded draw, checked replies, and resuming."""
 
 import time
 from collections import Counter
@@ -22,36 +22,37 @@ from .strategies import Keeper, only_trained, take_all, weight_key
 TRAIN, EVALUATE = MessageType.TRAIN, MessageType.EVALUATE
 PHASES = {TRAIN: "training", EVALUATE: "evaluation"}
 Entry = dict[str, Any]  # a round in results.json
-Figures = dict[int, MetricRecord]  # what each client has measured, by partition
+Figures = dict[int, MetricRecord]  # each client's metrics, by partition
 Nodes = Mapping[int, int]  # node ids by partition
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
 def each_client(server_round: int, clients: list[Entry]) -> Entry:
-    """Have results.json list each client's figures."""
+    """Return the part of an entry of results.json that lists each client's figures."""
     return {"clients": clients}
 
 
 class Loop:
     """The rounds of a run, in place of `Strategy.start`.
 
-    The strategy is shown only the nodes drawn for a phase, and takes all of them. It gets only
-    replies that can be aggregated, sorted by partition so that sums repeat, and of their arrays
-    only what is trained: buffers are averaged, counters kept. After each round the model, and what
-    the strategy keeps, are saved.
+    The strategy sees only the nodes drawn for a phase, and takes all of them. It gets only replies
+    that can be aggregated, sorted by partition, so that sums repeat; and only trained arrays:
+    buffers are averaged, and counters kept, without it. After each round the model is saved, with
+    what the strategy keeps.
 
     Args:
         strategy: any of Flower's, wrappers included.
-        run: where the run stands, and where it is saved.
-        draw: who takes part in a phase; by default all clients.
-        buffers: names of arrays that are not trained, as `models.buffers` finds them.
+        run: state of the run, and its folder.
+        draw: draws the clients of a phase; by default all of them.
+        buffers: names of arrays that are not trained, as `models.buffers` returns them.
         clients: those of the grid; by default the loop makes them.
         prepare: called before a phase with the nodes by partition and the round; returns the
             partitions that are ready to take part.
-        train: trains a round in the strategy's place: gets the round and the nodes drawn, returns
-            the new arrays, the metrics and each client's.
-        remarks: what else results.json says of a round: gets the round and each client's figures.
-        on_round_end: called with each round's entry of results.json, once it is saved.
+        train: trains a round in the strategy's place: takes the round and the drawn nodes, returns
+            the new arrays, the metrics and each client's metrics.
+        remarks: returns further keys of a round's entry in results.json; takes the round and each
+            client's figures.
+        on_round_end: called with each round's entry in results.json, once it is saved.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Loop:
         self.draw = draw or Draw(1.0, 1.0, run.config.min_replies, run.config.seed)
         self.clients, self.prepare, self.train = clients, prepare, train
         self.remarks, self.on_round_end = remarks, on_round_end
-        self.reports: dict[int, Entry] = {}  # of this round's clients, by partition
+        self.noted: dict[int, Entry] = {}  # figures of this round's clients, by partition
         self.weight = weight_key(strategy)
         take_all(strategy)
         self.keeper = Keeper(strategy)
@@ -90,10 +91,12 @@ class Loop:
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: EvaluateFn | None = None,
     ) -> None:
-        """Run the rounds that `run` does not hold yet; the arguments are `Strategy.start`'s.
+        """Run the rounds that `run` does not hold yet, up to `stop-after` without a better score.
+
+        The arguments are those of `Strategy.start`.
 
         Raises:
-            TooFewReplies: all whole rounds are saved, and what this round has aggregated.
+            TooFewReplies: what was aggregated so far is saved.
         """
         run, strategy = self.run, self.strategy
         self.grid, self.timeout = grid, timeout
@@ -107,6 +110,8 @@ class Loop:
             self.end_round(0, None, None, central)
 
         for server_round in range(run.round + 1, num_rounds + 1):
+            if run.stalled:
+                break
             log(INFO, "")
             log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
             began = time.perf_counter()
@@ -115,7 +120,7 @@ class Loop:
                 nodes = self.drawn(server_round, TRAIN)
                 new, trained, figures = self.train(server_round, nodes)
                 run.arrays = to_numpy(new)
-                self.report(TRAIN, figures)
+                self.note(TRAIN, figures)
             else:
                 trained = self.trained(server_round, train_config)
 
@@ -154,11 +159,11 @@ class Loop:
         return metrics_of_round
 
     def view(self, server_round: int, kind: str) -> Grid:
-        """Return a grid of nothing but the nodes of a phase's clients."""
+        """Return a grid with no other nodes than those of a phase's clients."""
         return cast(Grid, Drawn(self.grid, self.drawn(server_round, kind).values()))
 
     def drawn(self, server_round: int, kind: str) -> Nodes:
-        """Return the nodes of a phase's clients by partition, without those not ready."""
+        """Draw the clients of a phase; return the nodes of those that are ready, by partition."""
         nodes = self.clients.connected()
         self.run.check_partitions(self.clients.num_partitions)
         sample = self.draw(nodes, server_round, kind)
@@ -172,7 +177,7 @@ class Loop:
         """Wait for a phase's replies and return those that can be aggregated, by partition.
 
         Raises:
-            TooFewReplies: fewer than `min-replies` can.
+            TooFewReplies: they are fewer than `min-replies`.
         """
         config, clients = self.config, self.clients
         replies = sorted(clients.receive(self.timeout), key=clients.partition_of)
@@ -194,16 +199,16 @@ class Loop:
                 f"used, {config.key_of('min_replies')} = {config.min_replies}; the log names what "
                 f"was left out, most often: {usual}"
             )
-        self.report(kind, {clients.partition_of(reply): metrics(reply) for reply in good})
+        self.note(kind, {clients.partition_of(reply): metrics(reply) for reply in good})
         return good
 
-    def report(self, kind: str, figures: Figures) -> None:
+    def note(self, kind: str, figures: Figures) -> None:
         """Keep each client's own figures for results.json."""
         examples = "train_examples" if kind == TRAIN else "eval_examples"
         for partition, values in figures.items():
-            report = self.reports.setdefault(partition, {"partition": partition})
+            noted = self.noted.setdefault(partition, {"partition": partition})
             for name, value in values.items():
-                report[examples if name == self.weight else name] = value
+                noted[examples if name == self.weight else name] = value
 
     def end_round(
         self,
@@ -212,7 +217,7 @@ class Loop:
         tested: MetricRecord | None,
         central: MetricRecord | None,
     ) -> None:
-        """Write the round's entry into the run, and save it."""
+        """Add the round's entry to the run, and save the run."""
         run = self.run
         measured = {
             "train_metrics": dict(trained or {}),
@@ -222,8 +227,8 @@ class Loop:
         for part, values in measured.items():
             if values:
                 log(INFO, "%s: %s", part, ", ".join(map(as_text, values.items())))
-        clients = [self.reports[partition] for partition in sorted(self.reports)]
-        self.reports = {}
+        clients = [self.noted[partition] for partition in sorted(self.noted)]
+        self.noted = {}
         entry = {"round": server_round} | measured | self.remarks(server_round, clients)
         run.history.append(entry)
         run.round = server_round
@@ -236,6 +241,6 @@ class Loop:
 
 
 def as_text(metric: tuple[str, int | float | list]) -> str:
-    """Return a metric for the log; Flower allows lists of numbers, too."""
+    """Return a metric for the log: a number, or a list of numbers."""
     name, value = metric
     return f"{name} {value}" if isinstance(value, list) else f"{name} {value:.4f}"

@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""A PyTorch model's arrays, as they travel; any model's, or its fault is named."""
+"""The arrays of a PyTorch model in messages. Entries that cannot be sent are refused by name."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,20 +19,20 @@ def to_record(model: nn.Module) -> ArrayRecord:
 
 
 def to_arrays(model: nn.Module) -> Arrays:
-    """Return what `model.state_dict()` holds: floats in 32 bits at least, tied weights once.
+    """Return the entries of `model.state_dict()`: floats in 32 bits at least, tied weights once.
 
     Raises:
-        ValueError: names an entry that cannot travel.
+        ValueError: an entry cannot be sent; the text names it.
     """
     first = owners(model)
     return {name: to_travel(name, v) for name, v in entries_of(model) if first[name] == name}
 
 
 def load(model: nn.Module, arrays: ArrayRecord | Arrays) -> None:
-    """Copy arrays, of a message for instance, into the model, in the model's own dtypes.
+    """Copy arrays, from a message for instance, into the model, in the model's own dtypes.
 
     Raises:
-        RuntimeError: they are not this model's; PyTorch names those that differ.
+        RuntimeError: names or shapes differ; PyTorch's text lists them.
     """
     own = to_numpy(arrays) if isinstance(arrays, ArrayRecord) else arrays
     received = {name: torch.from_numpy(array) for name, array in own.items()}
@@ -41,7 +41,7 @@ def load(model: nn.Module, arrays: ArrayRecord | Arrays) -> None:
 
 
 def buffers(model: nn.Module) -> set[str]:
-    """Return the names of what is no trained parameter, running statistics for instance."""
+    """Return the names of the entries that are not trained, running statistics for instance."""
     return {name for name, value in entries_of(model) if not isinstance(value, nn.Parameter)}
 
 
@@ -50,13 +50,13 @@ def entries_of(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def owners(model: nn.Module) -> dict[str, str]:
-    """Return, for each entry, the name of the first that is the same tensor: its own, if untied."""
+    """Return a name for each entry: that of the first entry with the same tensor, or its own."""
     names: dict[Any, str] = {}
     return {name: names.setdefault(place(value), name) for name, value in entries_of(model)}
 
 
 def place(value: Any) -> Any:
-    """Return what two entries share if they are the same numbers in memory."""
+    """Return a key that is equal for entries with the same numbers in memory."""
     plain = isinstance(value, Tensor) and value.layout == torch.strided
     if not plain or nn.parameter.is_lazy(value) or not value.numel() or value.is_meta:
         return id(value)
@@ -67,7 +67,7 @@ def to_travel(name: str, value: Any) -> np.ndarray:
     """Return an entry as a NumPy array.
 
     Raises:
-        ValueError: it is none, or of a kind that cannot be averaged.
+        ValueError: it is not a tensor, or of a kind that cannot be averaged.
     """
     problem = ""
     if not isinstance(value, Tensor):

@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""Workers that die, as of too little memory: replaced, and their clients asked once more."""
+"""Workers that die, for lack of memory for instance: replaced, and their clients asked again."""
 
 import random
 import sys
@@ -18,21 +18,21 @@ START_SECONDS = 30  # for a fresh worker to start
 
 
 class AskingAgain:
-    """A view of a grid that asks a client once more if the process that worked for it has died.
+    """A view of a grid that asks a client once more if its worker process has died.
 
-    The second answer is shown as that to the first message.
+    The second answer appears as the reply to the first message.
     """
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
-        self.sent: dict[str, Message] = {}  # those that may be sent again, by message id
-        self.second: dict[str, str] = {}  # message ids of those sent again, by that of the first
+        self.sent: dict[str, Message] = {}  # messages that may be sent again, by id
+        self.second: dict[str, str] = {}  # id of the second message, by that of the first
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.grid, name)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Send messages; forget those of earlier phases, which were given up."""
+        """Send messages; forget those of earlier phases."""
         messages = list(messages)
         sent = list(self.grid.push_messages(messages))
         phases = set(map(phase, messages))
@@ -57,7 +57,7 @@ class AskingAgain:
         return replies
 
     def ask_again(self, message: Message, message_id: str) -> bool:
-        """Send a message anew; say whether its node is still there."""
+        """Send a message again; tell whether its node is still there."""
         about = message.metadata
         again = Message(
             message.content,
@@ -77,7 +77,7 @@ def phase(message: Message) -> tuple[str, str]:
 
 
 def worker_died(reply: Message) -> bool:
-    """Say whether this is an error of the process that was to answer, and not of the app."""
+    """Tell whether a reply is an error of the worker process, not of the app."""
     if not reply.has_error():
         return False
     code, reason = reply.error.code, reply.error.reason or ""
@@ -86,10 +86,10 @@ def worker_died(reply: Message) -> bool:
 
 
 def replace_dead_workers() -> None:
-    """Have Flower's simulation put a fresh worker in the place of one that has died.
+    """Make Flower's simulation replace a dead worker by a fresh one.
 
-    Flower 1.25 goes on with the dead one, which answers each message at once with an error, and
-    so is given nearly all of them.
+    Flower 1.25 keeps the dead one. It answers each message with an error at once, and so gets
+    nearly all of them.
     """
     actors = sys.modules.get("flwr.simulation.ray_transport.ray_actor")
     pool_class = getattr(actors, "BasicActorPool", None)
@@ -108,7 +108,7 @@ def replace_dead_workers() -> None:
             others = {*pool.pool, *pool._future_to_actor.values()} - {dead}
             worker = pool.create_actor_fn()
             started, _ = wait([worker.__ray_ready__.remote()], timeout=START_SECONDS)
-            if others and not started:  # its machine of the cluster is gone: another does its work
+            if others and not started:  # its machine is gone: another worker takes over
                 worker = random.choice(list(others))
             pool._future_to_actor[future] = worker
         take_back(pool, future)

@@ -1,8 +1,8 @@
-"""The order of tests: the files that take longest come first."""
+"""The order of tests: the longest files come first."""
 
 import pytest
 
-# So that no worker is left with one of them at the end.
+# Else one worker would be left with one of them at the end.
 FIRST = ("test_engines.py", "test_copied_app.py", "test_federation_failures.py", "test_run.py")
 
 

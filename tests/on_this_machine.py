@@ -1,4 +1,4 @@
-"""What the tests of federations on this machine share."""
+"""Common parts of the tests of federations on this machine."""
 
 import json
 import os

@@ -7,7 +7,7 @@ import pytest
 from on_this_machine import results
 from repository import example_folder, example_names, package_of
 
-# Accuracy that is reached at least, by number of clients; a language model's loss falls.
+# Least accuracy by number of clients; a language model's loss falls.
 REACHED = {
     "vit-finetune": {2: 0.93, 100: 0.88},
     "advanced-pytorch": {2: 0.95, 100: 0.88},

@@ -1,11 +1,11 @@
-"""Each measurement can be started: what it imports is there, and its arguments are read."""
+"""Each measurement can be started: its imports work, and its arguments are read."""
 
 import subprocess
 import sys
 
 from repository import ROOT
 
-# All in one process, for what they import takes seconds.
+# All in one process, since their imports take seconds.
 START_EACH = """
 import runpy, sys
 for script in sys.argv[1:]:

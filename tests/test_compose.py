@@ -1,4 +1,4 @@
-"""docs/compose.yaml: valid, of the release installed, and its commands have options that it has."""
+"""docs/compose.yaml is valid, and its commands have options of the installed release."""
 
 import re
 import shlex
@@ -15,7 +15,7 @@ FILE = ROOT / "docs" / "compose.yaml"
 
 
 def text() -> str:
-    """Return the file as Compose reads it, with newest.env where that release is installed."""
+    """Return the file as Compose reads it, with newest.env if that release is installed."""
     pairs = re.findall(r'^(\w+)="?(.*?)"?$', (FILE.parent / "newest.env").read_text(), re.MULTILINE)
     variables = {} if PINNED else dict(pairs)
     return re.sub(
@@ -24,7 +24,7 @@ def text() -> str:
 
 
 def options(service: dict, program: str) -> dict[str, str]:
-    """Return a service's options, each of which the program knows, and their values."""
+    """Return a service's options and their values; check that the program knows each option."""
     done = subprocess.run([BIN / program, "--help"], capture_output=True, text=True, check=True)
     given = dict(word.partition("=")[::2] for word in shlex.split(service["command"]))
     assert not [option for option in given if not re.search(rf"{option}(?![\w-])", done.stdout)]

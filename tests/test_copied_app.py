@@ -1,4 +1,4 @@
-"""An app made from an example is whole: alone, in its own environment, it passes its own tests."""
+"""An app made from an example passes its own tests alone, in an environment of its own."""
 
 import os
 import subprocess
@@ -10,9 +10,9 @@ from on_this_machine import BIN
 from repository import ROOT, example_names
 
 SMALLEST = "pytorch-from-centralized-to-federated"
-# What shows in a minute that the app runs alone: the README's command on Ray, and the part of the
-# kit that every run goes through, under the app's name: settings, the loop, the run on disk, and
-# what strategies keep. `make test` runs all other tests in this environment.
+# Tests that show in a minute that the app runs alone: the README's command on Ray, and the parts of
+# the kit in every run: settings, the loop, the run on disk, states of strategies. `make test` runs
+# all others in this environment.
 QUICK = [
     "tests/test_run.py",
     *(f"my_own_app/kit/tests/test_{name}.py" for name in ("settings", "loop", "run", "strategies")),
@@ -21,7 +21,7 @@ QUICK += ["-k", "kit or readme_says"]
 
 
 def call(command: list, folder: Path, **changes: str) -> str:
-    """Run a command with nothing of this repository or its environment in sight."""
+    """Run a command without this repository and its environment."""
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     done = subprocess.run(
         [str(word) for word in command],
@@ -37,14 +37,14 @@ def call(command: list, folder: Path, **changes: str) -> str:
 
 
 def passes_alone(example: str, selected: list[str], folder: Path) -> None:
-    """Make an app, install it with what its pyproject.toml names, and run tests of its own."""
+    """Make an app, install it with its own dependencies, and run tests of it."""
     app, venv, uv = folder / "my-own-app", folder / "venv", BIN / "uv"
     call([sys.executable, ROOT / "tools" / "new_app.py", example, app], folder)
     call([uv, "venv", "--quiet", "--seed", "--python", sys.executable, venv], app)
     python = ["--python", venv / "bin" / "python", "-c", ROOT / "constraints.txt"]
     call([uv, "pip", "install", "--quiet", "--compile-bytecode", *python, "-e", ".[test]"], app)
 
-    changes = {"XDG_CACHE_HOME": str(folder / "cache")}  # as empty as its user's
+    changes = {"XDG_CACHE_HOME": str(folder / "cache")}  # empty, as a new user's
     if data := os.environ.get("FLOWER_EXAMPLES_DATA"):
         changes["MY_OWN_APP_DATA"] = str(Path(data).resolve())
     told = call([venv / "bin" / "python", "-m", "pytest", "-ra", *selected], app, **changes)

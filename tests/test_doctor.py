@@ -15,7 +15,7 @@ DOCTOR = ROOT / "tools" / "doctor.py"
 
 @pytest.fixture
 def doctor(tmp_path):
-    """Run the doctor as a user does; Ray's notes are looked for in a folder of this test."""
+    """Run the doctor as a user does; Ray's notes are those of this test."""
 
     def run(python: Path | str = sys.executable, **changes: str) -> tuple[int, dict[str, str]]:
         own = {"RAY_TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
@@ -38,7 +38,7 @@ def test_this_machine_can_run_the_examples(doctor):
     status, lines = doctor()
     assert list(lines) == list(CHECKS)
     assert status == 0, lines
-    for subject in ("Python", "Flower", "Examples", "Versions", "Bytecode", "Ray cluster"):
+    for subject in ("Python", "Flower", "Bytecode", "Ray cluster"):
         assert lines[subject].startswith("ok "), lines[subject]
     assert "sees none" in lines["GPU"]  # for this test shows it none
     assert "everything runs on the CPU" in lines["GPU"]
@@ -72,7 +72,7 @@ def test_a_cluster_that_is_gone_stops_simulations(monkeypatch, tmp_path):
 
 
 def test_another_flower_is_told_from_the_pinned_one(doctor, tmp_path):
-    """As pip leaves it: a folder of metadata, found before that of the pinned release."""
+    """A folder of metadata, as from pip, is found before that of the pinned release."""
     metadata = tmp_path / "flwr-1.41.0.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: flwr\nVersion: 1.41.0\n")
@@ -80,54 +80,34 @@ def test_another_flower_is_told_from_the_pinned_one(doctor, tmp_path):
     assert status == 1
     assert lines["Flower"].startswith("STOP ")
     assert "1.41.0, the examples are made for flwr 1.25.0" in lines["Flower"]
-    assert "flwr 1.41.0 (1.25.0)" in lines["Versions"]
 
 
 def test_an_empty_environment_is_told_what_to_do(doctor, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     status, lines = doctor(tmp_path / "venv" / "bin" / "python")
     assert status == 1
-    for subject in ("Flower", "Examples"):
+    for subject in ("Flower", "GPU"):
         assert lines[subject].startswith("STOP ")
         assert "`make install`" in lines[subject]
-    assert lines["GPU"].startswith("mind ")  # the examples need none
-    assert lines["Versions"].startswith("ok ")  # whatever else is installed there
-
-
-def test_a_damaged_pytorch_is_told_from_none(doctor, tmp_path):
-    package = tmp_path / "torch" / "__init__.py"
-    package.parent.mkdir()
-    package.write_text("import a_part_that_is_gone\n")
-    status, lines = doctor(PYTHONPATH=str(tmp_path))
-    assert status == 1
-    assert lines["GPU"].startswith("STOP ")
-    assert "a_part_that_is_gone" in lines["GPU"]
 
 
 def test_compiling_at_each_start_is_named(monkeypatch, tmp_path):
-    """With an empty folder for what is compiled, into which nothing may be written."""
+    """The folder of compiled files is empty, and nothing may be written into it."""
     monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path / "compiled"))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     level, text = CHECKS["Bytecode"]()
     assert level == MIND
     assert "python -m compileall -q /" in text
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
-    assert CHECKS["Bytecode"]().level == OK
+    assert CHECKS["Bytecode"]()[0] == OK
 
 
-def test_what_the_environment_says_of_the_network(monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    level, text = CHECKS["Hub"]()
-    assert level == MIND
-    assert "offline.toml" in text
-    for name, value in {
-        "https_proxy": "http://127.0.0.1:9",
-        "no_grpc_proxy": "",
-        "no_proxy": "",
-    }.items():
-        monkeypatch.setenv(name, value)
+def test_a_proxy_before_this_machine_is_named(monkeypatch):
+    for name in ("grpc_proxy", "http_proxy", "no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     level, text = CHECKS["Proxies"]()
     assert level == MIND
     assert "`export no_grpc_proxy=127.0.0.1`" in text
     monkeypatch.setenv("no_proxy", "localhost,127.0.0.1")
-    assert CHECKS["Proxies"]().level == OK
+    assert CHECKS["Proxies"]()[0] == OK

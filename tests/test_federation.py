@@ -1,4 +1,4 @@
-"""`python -m <package>.kit.federation` as a user calls it: SuperLink, SuperNodes, TLS, keys."""
+"""`python -m <package>.kit.federation`, as from a user: SuperLink, SuperNodes, TLS, keys."""
 
 import os
 import re
@@ -70,7 +70,7 @@ def test_each_example_gives_what_one_process_gives(example, tmp_path):
 
 @pytest.mark.thorough
 def test_two_at_once_and_nothing_left_after_ctrl_c_or_a_death(request, tmp_path):
-    """Of two federations one is interrupted, the other loses its SuperLink."""
+    """One of two federations is interrupted, and the other loses its SuperLink."""
     started = []
     request.addfinalizer(lambda: [process.terminate() for process, _, _ in started])
     for name in ("interrupted", "bereft"):
@@ -95,14 +95,14 @@ def test_two_at_once_and_nothing_left_after_ctrl_c_or_a_death(request, tmp_path)
     superlink.kill()
     assert bereft.wait(200) == 1
     assert "Error: the SuperLink ended" in other_log.read_text()
-    # On the newest Flower the ServerApp belongs to nobody then, and ends by itself.
+    # On the newest Flower the ServerApp then has no parent, and ends by itself.
     wait(lambda: processes_of(other_folder) == [], 60, "the end of the ServerApp")
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_what_interrupts_it_hears_what_is_safe(number, tmp_path):
-    """In a folder for temporary files whose path is too long for a socket, and has a space."""
+    """The folder for temporary files has a path with a space that is too long for a socket."""
     temporary = tmp_path / "a folder" / ("x" * 100)
     temporary.mkdir(parents=True)
     log = tmp_path / "log"
@@ -124,7 +124,7 @@ def test_what_interrupts_it_hears_what_is_safe(number, tmp_path):
 
 @pytest.mark.thorough
 def test_kept_federation_takes_more_runs(request, tmp_path):
-    """Started where a proxy is named that is not there: its own connections go past it."""
+    """The environment names a proxy that does not exist: its own connections avoid it."""
     environment = os.environ | dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     command = [*tool(CIFAR), CIFAR, "--offline", "--warm", "--keep"]
     command += ["--run-config", "num-server-rounds=1"]

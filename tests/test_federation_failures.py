@@ -1,4 +1,4 @@
-"""Real federations in trouble: parts refused, parts that send nonsense, parts killed."""
+"""Real federations in trouble: parts that are refused, send nonsense, or are killed."""
 
 import json
 import os
@@ -23,7 +23,7 @@ FAULTY_CLIENT = CIFAR / "tests" / "faulty_client.py"
 
 @pytest.fixture
 def faulty_app(tmp_path) -> Path:
-    """The app, whose clients do what FAULT_<partition> in the environment says."""
+    """The app with clients whose faults are in the environment, as FAULT_<partition>."""
     app = tmp_path / "faulty" / CIFAR.name
     shutil.copytree(CIFAR, app, ignore=shutil.ignore_patterns("outputs", "__pycache__", ".venv"))
     shutil.copy(FAULTY_CLIENT, app / "centralized_to_federated")
@@ -38,7 +38,7 @@ def log_of(federation: Federation, run_id: int) -> str:
 
 
 def test_strangers_are_refused_and_bad_updates_left_out(faulty_app, tmp_path, monkeypatch):
-    """Two good SuperNodes, three that send nonsense, and four kinds that must not get in."""
+    """Two SuperNodes are good, three send nonsense, and strangers of four kinds are refused."""
     for partition, fault in {2: "nan", 3: "shape", 4: "enormous"}.items():
         monkeypatch.setenv(f"FAULT_{partition}", fault)
     monkeypatch.chdir(tmp_path)
@@ -120,7 +120,7 @@ def kill(part: Part) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
 def test_killed_clientapp_is_asked_again(warm, faulty_app, tmp_path, monkeypatch):
-    """SIGKILL, while it trains: Flower gives it up after a minute, then its client is asked."""
+    """Killed while it trains: Flower gives it up after a minute, then its client is asked again."""
     asleep = tmp_path / "asleep"
     monkeypatch.setenv("FAULT_1", f"sleep:{asleep}")
     monkeypatch.chdir(tmp_path)
@@ -188,7 +188,7 @@ def test_killed_parts_cost_what_the_guide_says(faulty_app, tmp_path, monkeypatch
             kill(federation.parts[f"supernode-{partition}"])
         began = time.monotonic()
         assert federation.follow(fourth) == "finished:failed"
-        assert time.monotonic() - began < 300  # two missed heartbeats, and then some
+        assert time.monotonic() - began < 300  # two missed heartbeats, and more
         assert re.search(
             r"1 of \d \w+ replies can be used, min-replies = 2", log_of(federation, fourth)
         )

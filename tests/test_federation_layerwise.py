@@ -1,4 +1,4 @@
-"""Whole models of real SuperNodes, averaged slice by slice, through the death of one of them."""
+"""Whole models of real SuperNodes are averaged slice by slice, although one of them dies."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from kit.federation import Federation
 
 APP = ROOT / "examples" / "flowertune-llm"
-EXAMPLES = (1, 3, 2)  # of each SuperNode: its weight
+EXAMPLES = (1, 3, 2)  # weights of the SuperNodes
 CHANGES = "train.disable=true strategy.fraction-train=1.0 aggregation.slice-megabytes=1"
 
 pytestmark = [posix_only, pytest.mark.thorough]

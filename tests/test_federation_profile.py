@@ -27,7 +27,7 @@ def command(run_id: int, app: Path, federation: str, *words: str) -> list[str]:
 
 
 def error_of(words: list[str]) -> str:
-    """Return the one line that a command ends with."""
+    """Return the last line of a failed command's errors, which is the only one."""
     done = subprocess.run(words, capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stdout) == (1, "")
     [line] = done.stderr.splitlines()
@@ -35,7 +35,7 @@ def error_of(words: list[str]) -> str:
 
 
 def test_profile_of_a_run_on_a_superlink(tmp_path, monkeypatch):
-    """Followed to its end, then asked for; runs that are unknown or were not profiled."""
+    """A run is followed to its end, then shown; unknown and unprofiled runs are refused."""
     monkeypatch.chdir(tmp_path)
     with Federation(APP, tmp_path / "federation", warm=True, verbose=False) as federation:
         for partition in range(2):
@@ -49,7 +49,7 @@ def test_profile_of_a_run_on_a_superlink(tmp_path, monkeypatch):
             assert federation.follow(run_id) == "finished:completed"
             seen = [json.loads(line) for line in following.communicate(timeout=300)[0].splitlines()]
         rounds = [len(profile["rounds"]) for profile in seen]
-        assert rounds == sorted(rounds)  # a busy machine may show two as one
+        assert rounds == sorted(rounds)  # on a busy machine, two may appear as one
         assert rounds[-1] == 3
         statuses = ["running"] * (len(seen) - 1) + ["completed"]
         assert [profile["status"] for profile in seen] == statuses

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run at once; what is safe is said, nothing left, a resume exact."""
+"""Ctrl-C and SIGTERM end a run at once: the safe round is logged, no process left, resume exact."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from kit.testing import marked, run, simulation, start
 
 SECONDS = 5  # for a run to end
 ROUNDS = 3
-TO_GROUP = {signal.SIGINT: True, signal.SIGTERM: False}  # as a terminal and as Slurm send them
+TO_GROUP = {signal.SIGINT: True, signal.SIGTERM: False}  # as from a terminal and from Slurm
 
 pytestmark = posix_only
 
@@ -27,7 +27,7 @@ def settings_of(app: Path) -> dict:
 
 
 def end(process: subprocess.Popen, number: int, folder: Path, to_group: bool) -> str:
-    """Send a signal, see that all processes end in time, and return the log."""
+    """Send a signal, check that all processes end in time, and return the log."""
     began = time.monotonic()
     (os.killpg if to_group else os.kill)(process.pid, number)
     status = process.wait(SECONDS)
@@ -50,7 +50,7 @@ def results_in(folder: Path) -> list:
     ],
 )
 def test_interrupted_simulation_resumes_exactly(example, tmp_path):
-    """SIGINT in the second round, SIGTERM in the third, then to the end."""
+    """SIGINT ends it in the second round, SIGTERM in the third; then it runs to the end."""
     app, folders = example_folder(example), [tmp_path / "whole", tmp_path / "interrupted"]
     for folder in folders:
         folder.mkdir()
@@ -119,7 +119,7 @@ def test_make_run_ends_in_good_order(number, tmp_path):
 
 
 def test_a_simulation_that_cannot_start_ends_at_once(tmp_path):
-    """Flower would wait for its ServerApp, and that for replies."""
+    """Flower alone would wait for its ServerApp, and the ServerApp for replies."""
     command = simulation(CIFAR, settings_of(CIFAR))
     command[command.index("--backend-config") + 1] = '{"client_resources": {"num_cpus": 9999}}'
     done = run(command, tmp_path)

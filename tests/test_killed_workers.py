@@ -1,4 +1,4 @@
-"""A Ray worker that is killed, as for want of memory, costs nothing but time."""
+"""A killed Ray worker, as by a lack of memory, costs nothing but time."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The make targets: each has its line of help, and a failing app fails."""
+"""The make targets: each has a line of help, and fails if the app fails."""
 
 import os
 import re
@@ -48,6 +48,11 @@ def test_new_takes_from_and_to():
     ]
 
 
+def test_federate_takes_script_and_to():
+    assert "make federate SCRIPT=train.py TO=../my-app" in make("federate").stderr
+    assert "there is no such Python file" in make("federate", "SCRIPT=no.py", "TO=../my-app").stderr
+
+
 @pytest.mark.parametrize(
     ("config", "error"),
     [
@@ -60,7 +65,7 @@ def test_new_takes_from_and_to():
     ],
 )
 def test_a_failing_app_makes_run_fail(config, error):
-    """Refused before the simulation starts, or by the app."""
+    """It is refused before the simulation starts, or by the app."""
     done = make("run", f"CONFIG={config}")
     assert done.returncode != 0
     assert error in done.stdout + done.stderr

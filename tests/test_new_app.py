@@ -12,7 +12,7 @@ from test_kit import files
 from test_readme_commands import dangling
 
 NAME, PACKAGE = "my-own-app", "my_own_app"
-# What a page says of this repository, and of figures that were taken in it.
+# Mentions of this repository, and of its figures, in a page.
 OURS = ("<!--", "_static", "tools/", "`make ", "benchmarks/", "*Measured", "figures above")
 OURS += ("repository", "This example", "examples/", "RESULTS.md", "CONTRIBUTING", "](../../")
 
@@ -151,7 +151,7 @@ def test_an_app_in_this_repository_is_refused_but_in_examples():
 
 
 def test_a_copy_that_fails_leaves_nothing(tmp_path):
-    """Half-way through: what is no text, as no file of an example is, cannot be given names."""
+    """It fails half-way, at a file that is not text."""
     example = tmp_path / "vit-finetune"
     shutil.copytree(ROOT / "examples" / "vit-finetune", example)
     (example / "vit_finetune" / "zzz.bin").write_bytes(b"\xff\xfe")

@@ -1,4 +1,4 @@
-"""`tools/newest_flower.py`: what needs no other Flower release than the pinned one."""
+"""Parts of `tools/newest_flower.py` that need no other Flower release than the pinned one."""
 
 import re
 import subprocess
@@ -30,7 +30,7 @@ def test_it_expects_what_the_examples_own_tests_expect(example):
 
 @pytest.mark.parametrize("example", example_names())
 def test_federations_are_the_same_in_both_forms(example):
-    """Those that are simulated; an address is taken over by newer Flower as it is."""
+    """Simulated federations are; newer Flower takes over an address unchanged."""
     declared = flower_settings(example_folder(example))["federations"]
     simulated = {name: given for name, given in declared.items() if "options" in given}
     files = sorted((example_folder(example) / "federations").glob("*.toml"))

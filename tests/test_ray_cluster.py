@@ -25,8 +25,8 @@ pytestmark = [posix_only, pytest.mark.thorough]
 def cluster(tmp_path):
     """The address and the processes of a cluster of two nodes, one CPU each, on this machine.
 
-    In a folder of its own, with a path short enough for sockets: where Ray notes a running cluster
-    in its usual folder, every later simulation on the machine would attach to that.
+    It has a folder of its own, with a path short enough for sockets: with a note of the cluster in
+    Ray's usual folder, every later simulation on the machine would attach to it.
     """
     [address] = free_addresses(1)
     port = address.split(":")[1]
@@ -71,7 +71,7 @@ def command_of(process: psutil.Process) -> str:
 
 @pytest.mark.parametrize("way", ["init_args", "RAY_ADDRESS"])
 def test_simulation_spreads_over_two_nodes(way, cluster, tmp_path):
-    """By the pinned release's own way, and by that of both."""
+    """It attaches in the pinned release's own way, and in the way of both releases."""
     address, nodes = cluster
     settings = [
         "--app",

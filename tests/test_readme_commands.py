@@ -1,4 +1,4 @@
-"""Every command in every page is one that works: its options, files and settings exist."""
+"""Every command in every page works: its options, files and settings exist."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from flwr.common.config import parse_config_args
 from on_this_machine import BIN, PINNED
 from repository import ROOT, example_folder, example_names, flatten, flower_settings
 
-# What is no command of a program, or the system's own.
+# Words of the shell, and programs of the system.
 LEFT_OUT = ("cd", "export", "source", "git")
 SUBCOMMANDS = ("run", "build", "log", "ls", "stop", "supernode", "register", "unregister", "list")
 SUBCOMMANDS += ("start", "install", "server", "node", "sync", "login")
@@ -32,10 +32,10 @@ def pages() -> list[Path]:
 
 
 def commands(page: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield the folder and the words of each command in a page's shell blocks, `cd` followed.
+    """Yield folder and words of each command in a page's shell blocks; `cd` changes the folder.
 
-    The pages in docs/ and benchmarks/ are to be followed from the root of the repository, those of
-    an example, its wings' too, from its folder.
+    Commands in docs/ and benchmarks/ are for the root of the repository, those of an example, its
+    wings' too, for its folder.
     """
     text = page.read_text()
     start = ROOT
@@ -56,7 +56,7 @@ def commands(page: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def column(rows: str) -> list[list[str]]:
-    """Return the commands in the column of the release that is installed; options follow one."""
+    """Return the commands, with their options, in the installed release's column of a table."""
     found = []
     for row in rows.splitlines():
         _, _, pinned, newest, _ = row.split("|")
@@ -71,7 +71,7 @@ def column(rows: str) -> list[list[str]]:
 
 @cache
 def help_text(folder: Path, *words: str) -> str:
-    """Return what a program says with --help, which an unknown program or subcommand fails at."""
+    """Return a program's --help; an unknown program or subcommand fails."""
     done = subprocess.run(
         [*words, "--help"],
         cwd=folder,
@@ -94,7 +94,7 @@ def all_commands() -> list[pytest.param]:
 @pytest.mark.parametrize(("folder", "words"), all_commands())
 def test_command(folder, words):
     program, *rest = words
-    if "flower-supernode" in rest:  # it runs another command
+    if "flower-supernode" in rest:  # its arguments are another command
         inner = rest.index("flower-supernode")
         test_command(folder, rest[inner:])
         rest = rest[:inner]
@@ -107,7 +107,7 @@ def test_command(folder, words):
         lead = rest[:named] if program == "python" else []
         lead += takewhile(SUBCOMMANDS.__contains__, rest[len(lead) :])
         where = folder if program.startswith(("python", "./")) else ROOT
-        if ".kit." in " ".join(lead):  # the same as the one in the root
+        if ".kit." in " ".join(lead):  # a copy of the one in the root
             package, lead[1] = lead[1].split(".", 1)
             assert (folder / package / "kit").is_dir()
             where = ROOT

@@ -1,4 +1,4 @@
-"""What the pages say is what was measured."""
+"""The pages show the measured figures, and these keep the promises."""
 
 import json
 import re
@@ -35,14 +35,14 @@ def test_result_says_how_it_was_taken(path):
 
 
 def test_accuracy_is_what_was_promised():
-    """0.82 after 10 rounds and 0.87 after 50 are the floor; RESULTS.md has the figures."""
+    """At least 0.82 after 10 rounds, and 0.87 after 50."""
     means = {n: accuracies(n)["centralized"] for n in (10, 50)}
     assert sum(means[10]) / len(means[10]) >= 0.82
     assert sum(means[50]) / len(means[50]) >= 0.87
 
 
 def test_federated_head_stays_close_to_the_best_probe():
-    """In points of accuracy, six test images each: 1.4 on one processor, 1.7 on another."""
+    """In points of accuracy, of six test images each; 1.4 on one processor, 1.7 on another."""
     assert vit_finetune.below("iid") <= 2
     assert max(vit_finetune.below(f"{split}, closed form") for split in ("iid", "dirichlet")) <= 1
     assert vit_finetune.below("dirichlet, plain FedAvg") > vit_finetune.below("dirichlet")
@@ -64,7 +64,7 @@ def test_federated_adapter_stays_close_to_centralised_training():
 
 
 def test_whole_models_are_averaged_in_bounded_memory():
-    """The aims: flat for 2 GB, below 2 GB in all for 5 and 141 GB, 141 GB in ten minutes."""
+    """Flat for 2 GB; below 2 GB in all for 5 and 141 GB; ten minutes for 141 GB."""
     slice_bytes = 64 * 2**20
     for row in result("flowertune-llm-layerwise-memory")["rows"]:
         if row["mode"] == "layerwise":
@@ -90,8 +90,8 @@ def test_example_and_plain_loop_reach_the_same_accuracy():
 def test_tensors_are_faster_than_samples():
     """Twice as fast for the tutorial's network.
 
-    The compact one computes longer for each image, so that less of the time is to be saved; how
-    much depends on the processor.
+    The compact one computes longer for each image, so less of its time can be saved; how much
+    depends on the processor.
     """
     networks = result(cifar.SPEED)["networks"]
     assert networks["tutorial"]["ratio"] >= 2
@@ -99,7 +99,7 @@ def test_tensors_are_faster_than_samples():
 
 
 def test_memory_is_flat_and_the_pool_is_quick():
-    """What the pool is for; RESULTS.md has the figures."""
+    """Aims of the pool."""
     assert gpu_scaling.growth("pool", 10, 300) <= 1.1
     assert gpu_scaling.drift() <= 0.05
     assert gpu_scaling.part("workers")["further_worker_bytes"] <= 20e6

@@ -1,15 +1,11 @@
-"""The house keeps its shape: the same files, keys, pins and README sections everywhere."""
+"""All examples have the same shape: files, keys, pins and README sections."""
 
-import os
 import re
-import shutil
 import subprocess
-import zipfile
 from pathlib import Path
 
 import pytest
 from flwr.serverapp import strategy
-from on_this_machine import BIN
 from repository import ROOT, example_folder, example_names, flatten, load_toml, package_of
 
 COMMON_KEYS = {"num-server-rounds", "seed", "dataset", "output-dir"}
@@ -181,27 +177,3 @@ def test_what_to_change_is_there(example):
         ]
         names = re.findall(r"[A-Za-z_]\w*", " ".join(word.split("(")[0] for word in rest))
         assert not {*names} - words - {*strategy.__all__}, item
-
-
-@each_example
-def test_bundle_holds_the_app_and_nothing_else(example, tmp_path):
-    """`flwr build` leaves out what runs and environments leave behind."""
-    app = tmp_path / "app"
-    shutil.copytree(example_folder(example), app, ignore=shutil.ignore_patterns("outputs", ".venv"))
-    for litter in ("outputs/a/b/config.json", ".venv/lib/site.py", "wandb/x.py", "outputs/n.py"):
-        (app / litter).parent.mkdir(parents=True, exist_ok=True)
-        (app / litter).write_text("")
-    done = subprocess.run(
-        [BIN / "flwr", "build", "--app", app],
-        cwd=tmp_path,
-        env=os.environ | {"FLWR_TELEMETRY_ENABLED": "0"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    [bundle] = tmp_path.glob("*.fab")
-    names = [name for name in zipfile.ZipFile(bundle).namelist() if not name.startswith(".info")]
-    assert {f"{package(example)}/{name}.py" for name in ("client_app", "kit/loop")} <= {*names}
-    assert not [n for n in names if n.startswith(("outputs", ".venv", "wandb", "data"))]
-    assert not [n for n in names if Path(n).suffix not in {".py", ".toml", ".yaml", ".md", ""}]
-    assert bundle.stat().st_size < 800_000

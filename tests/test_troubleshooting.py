@@ -8,9 +8,9 @@ import flwr
 import pytest
 from repository import ROOT, example_folder, example_names
 
-# What a message may have a value in place of: `…`, a quoted word, "nan".
+# Parts of a message that stand for a value: `…`, a quoted word, "nan".
 VALUE = r"…|'[^']*'|\bnan\b"
-# Those of PyTorch and Ray, most of them not in Python files.
+# Messages of PyTorch and Ray, most of which are not in Python files.
 COMPILED = """CUDA out of memory
 Failed to connect to GCS at address
 Failed to establish connection to the metrics exporter agent
@@ -20,9 +20,9 @@ PAGE = ROOT / "docs" / "troubleshooting.md"
 
 @cache
 def printed_by(folder: Path) -> str:
-    """Return the code of a folder, with strings put together that go on in the next line.
+    """Return the code of a folder, with strings joined that continue in the next line.
 
-    The name of a key, which differs between the examples, stands there as in most.
+    A key whose name differs between the examples has the name that most of them use.
     """
     files = [path for path in sorted(folder.rglob("*.py")) if "tests" not in path.parts]
     text = re.sub(r"[\"']\s*\n\s*f?[\"']", "", "\n".join(path.read_text() for path in files))
@@ -30,7 +30,7 @@ def printed_by(folder: Path) -> str:
 
 
 def unknown(page: Path, *sources: str) -> list[str]:
-    """Return the messages of a page's tables, in backticks, that no source can print."""
+    """Return the messages in backticks in a page's tables that no source can print."""
     tables = re.findall(r"^\| message \|.*\n.*\n((?:\|.*\n)+)", page.read_text(), re.MULTILINE)
     causes = re.findall(r"^\| (.*?) \| ", "".join(tables), re.MULTILINE)
     messages = [found for cause in causes for found in re.findall(r"`([^`]+)`", cause)]

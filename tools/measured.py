@@ -1,4 +1,4 @@
-"""What benchmarks/ measured, read back: results, tables, and the line that says how."""
+"""Results of benchmarks/: read, and put into tables with a line on how they were measured."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ def result(name: str) -> dict[str, Any]:
 
 
 def found(name: str) -> dict[str, Any] | None:
-    """Return what was measured, None if it has not been yet."""
+    """Return a result; None if it has not been measured yet."""
     return result(name) if (ROOT / "results" / f"{name}.json").is_file() else None
 
 
@@ -21,7 +21,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def taken(*results: dict[str, Any]) -> str:
-    """Say where and how figures were measured, in a line: each place with its commands."""
+    """Return a line on where and how figures were measured: each machine with its commands."""
     places: dict[str, list[str]] = {}
     for measured in results:
         how = f"on {measured['date']} at commit {measured['commit']} with `{measured['command']}`"
@@ -39,25 +39,25 @@ def place(measured: dict[str, Any]) -> str:
 
 
 def processor(hardware: dict[str, Any]) -> str:
-    """Name a processor, with its widest instructions where they were noted."""
+    """Return a processor's name, with its widest instructions if they are known."""
     return f"{hardware['processor']} {hardware.get('instructions', '')}".strip()
 
 
 def no_gpu_figure(what: str) -> str:
-    """Say what stands in the place of GPU figures until there are some."""
+    """Return the text in the place of GPU figures that have not been taken."""
     return (
         f"No GPU figure has been taken yet; `make check-gpu` takes them: {what}, in a table here."
     )
 
 
 def offline_on_digits(example: str) -> str:
-    """Say what an offline run on the embedded digits reached."""
+    """Return in short what an offline run on the embedded digits reached."""
     accuracy = result("offline")["examples"][example]["last"]["accuracy"]
     return f"accuracy {accuracy:.2f} on digits"
 
 
 def offline_block(example: str) -> str:
-    """Say what an offline run on the embedded digits reaches, and how long it takes."""
+    """Return a sentence on an offline run on the embedded digits: accuracy and time."""
     accuracy = result("offline")["examples"][example]["last"]["accuracy"]
     return (
         f"You end at a central accuracy of {accuracy:.2f}. With start-up it takes "
@@ -66,7 +66,7 @@ def offline_block(example: str) -> str:
 
 
 def offline_seconds(example: str) -> str:
-    """Say how long an offline run took, on each kind of processor."""
+    """Return the time of an offline run on each kind of processor, in words."""
     measured = result("offline")
     seconds, hardware = measured["examples"][example]["seconds"], measured["hardware"]
     where = f"{hardware['cores']} cores of {processor(hardware)}"

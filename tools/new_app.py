@@ -1,4 +1,4 @@
-"""Copy an example out as an app of your own: your names throughout, nothing of this repository.
+"""Copy an example out as an app of your own, under your names, without the rest of the repository.
 
 The last part of the path is the app's name; that of its package has underscores for hyphens. The
 kit in it stays word for word as it is. The copy is made beside its place and moved there when it is
@@ -34,10 +34,10 @@ def refuse(why: str) -> NoReturn:
 
 
 def check(example: str, target: Path) -> None:
-    """Refuse what cannot be made, or would not work.
+    """Check that the app can be made, and would work.
 
     Raises:
-        SystemExit: one line says why.
+        SystemExit: it cannot; the text says why, in a line.
     """
     name, package = target.name, target.name.replace("-", "_")
     if example not in example_names():
@@ -58,15 +58,15 @@ def check(example: str, target: Path) -> None:
 
 
 def has_a_meaning(package: str, example: Path) -> bool:
-    """Say whether a package of that name would hide another module, or could not be imported.
+    """Tell whether a package's name is taken: it could not be imported, or would hide a module.
 
-    That is: Python's words and modules, what is installed here, what the app depends on, and the
-    folders and scripts that will lie beside it.
+    Taken are Python's keywords and modules, packages installed here, the app's dependencies, and
+    the folders and scripts that will lie beside the package.
     """
     dependencies = load_toml(example / "pyproject.toml")["project"]["dependencies"]
     required = {re.match(r"[\w.-]+", line)[0].replace("-", "_") for line in dependencies}
     beside = {path.stem for path in example.iterdir() if path.is_dir() or path.suffix == ".py"}
-    # The first of sys.path is the folder of this script, whose modules no app will see.
+    # The first of sys.path is this script's folder, which an app does not see.
     here = PathFinder.find_spec(package, [p for p in sys.path if p != str(Path(__file__).parent)])
     return (
         keyword.iskeyword(package)
@@ -132,7 +132,7 @@ def own_docs(rename: Callable[[str], str], example: str, name: str) -> dict[str,
 
 
 def renamer(example: Path, name: str, publisher: str) -> Callable[[str], str]:
-    """Return what puts the new app's names into a text, in place of the example's."""
+    """Return a function that replaces the example's names in a text by the new app's."""
     old_project = load_toml(example / "pyproject.toml")["project"]["name"]
     old_package, package = package_of(example), name.replace("-", "_")
     names = {
@@ -152,7 +152,7 @@ def renamer(example: Path, name: str, publisher: str) -> Callable[[str], str]:
 
 
 def left_behind(example: Path) -> Callable[..., set[str]]:
-    """Return what tells `shutil.copytree` to leave: what git ignores, and our figures."""
+    """Return `ignore` for `shutil.copytree`: files that git ignores, and our figures."""
     ignored = "\n".join((folder / ".gitignore").read_text() for folder in (ROOT, example))
     patterns = [line.rstrip("/") for line in ignored.splitlines() if not line.startswith("#")]
     return shutil.ignore_patterns(*patterns, "_static", "RESULTS.md")
@@ -163,8 +163,8 @@ def make(example: Path, target: Path, publisher: str) -> None:
 
     Args:
         example: the folder of an example.
-        target: where the app goes; does not exist, the folder that it is in does.
-        publisher: who publishes the app, a part of its identity for Flower.
+        target: the app's folder; must not exist, but its parent must.
+        publisher: of the app, a part of its identity for Flower.
     """
     name, old_package = target.name, package_of(example)
     description = load_toml(example / "pyproject.toml")["project"]["description"]

@@ -1,9 +1,10 @@
-"""Run what the pinned Flower release is tested by on the newest one: examples, kit, deployment.
+"""Run the tests of the pinned Flower release on the newest one: examples, kit, deployment.
 
 Copies of the examples, with the pin loosened, are installed into an environment of their own, with
-the versions in constraints.txt wherever that release allows them. Each is then run offline, as a
-user runs it: `flwr run`, which starts a local SuperLink. After that come the kit's tests, and those
-of federations over TLS with their faults. When all pass, results/newest-flower.json says so.
+the versions in constraints.txt as far as that release allows them. Each is then run offline as by a
+user: `flwr run`, which starts a local SuperLink. After that come the kit's tests, and those of
+federations over TLS with their faults. When all pass, results/newest-flower.json says so
+(newest-flower-avx2.json on a processor with AVX2 alone).
 
 With names of examples, only those are run. What differs there: docs/newest-flwr.md.
 """
@@ -25,17 +26,17 @@ import psutil
 from repository import ROOT, example_folder, example_names, flatten, flower_settings, load_toml
 
 sys.path += [str(ROOT), str(ROOT / "benchmarks")]
-from common import PACKAGES, SEED, measurement
+from common import PACKAGES, SEED, instructions, measurement
 
 from kit.federation import LEFT_OUT, exit_on_signals, free_addresses, uninterrupted
 
 BIN = Path(sys.executable).parent
 PIN = "flwr[simulation]=="
-# Flower gives it 15 seconds, and a slow machine may need more the first time: tried once more.
+# Flower allows 15 seconds; a slow machine may need more the first time, so it is tried again.
 SLOW_START = "Failed to start local SuperLink"
 RUN_SECONDS = 1200  # for an example's run
 DEFAULT = "local-simulation"  # the federation that examples are run in
-# What the tests need beside the examples' own dependencies.
+# Packages that the tests need beside the examples' dependencies.
 TEST_PACKAGES = ("psutil", "pytest", "torchvision")
 TESTS = {
     "the kit's tests": ["kit"],
@@ -58,7 +59,7 @@ STOP_SECONDS = 10  # for its processes to end by themselves
 
 @dataclass(frozen=True)
 class Promise:
-    """What an example's README and tests promise of the offline run, on the pinned release."""
+    """The outcome of an offline run that an example's README and tests promise."""
 
     metric: str  # of the global model after the last round
     value: float
@@ -76,14 +77,14 @@ PROMISES = {
 
 
 class Failed(Exception):
-    """An example did not do what it promises; the text says what."""
+    """A broken promise of an example; the text names it."""
 
 
 class NewestFlower:
     """An environment with the newest Flower release, and copies of examples installed in it.
 
     Args:
-        folder: a new one, for all that is made and written.
+        folder: a new one, for all files.
         examples: their names.
     """
 
@@ -100,7 +101,7 @@ class NewestFlower:
             shutil.copy(example_folder(name) / ".gitignore", app)
             text = (app / "pyproject.toml").read_text()
             (app / "pyproject.toml").write_text(text.replace(PIN, PIN.replace("==", ">=")))
-        # What lies in the output file is what uv keeps to, unless a requirement forbids it.
+        # uv keeps to the versions in the output file, unless a requirement forbids one.
         shutil.copy(ROOT / "constraints.txt", self.resolved)
         projects = [app / "pyproject.toml" for app in self.apps.values()]
         for_tests = self.folder / "tests.in"
@@ -119,7 +120,7 @@ class NewestFlower:
         uv("pip", "install", *options, "--requirement", for_tests, *editable)
 
     def moved(self) -> dict[str, tuple[str, str]]:
-        """Return the versions, pinned and here, of the packages in which they differ."""
+        """Return the pinned and the installed version of each package in which they differ."""
         pinned, here = versions(ROOT / "constraints.txt"), versions(self.resolved)
         return {
             name: (pinned[name], version)
@@ -131,7 +132,7 @@ class NewestFlower:
         """Run an example offline; return its outcome in words.
 
         Raises:
-            Failed: it did not end well, or gave something else than it promises.
+            Failed: it did not complete, or broke a promise.
         """
         home, began = self.folder / "home" / name, time.monotonic()
         environment = self.environment(home)
@@ -180,7 +181,7 @@ class NewestFlower:
         return status
 
     def accepts(self, name: str, federation: str, environment: dict[str, str]) -> None:
-        """Start a run in a federation, and stop it: this machine may have no GPU for it.
+        """Start a run in a federation, and stop it, since this machine may have no GPU.
 
         Raises:
             Failed: Flower refuses the federation's file.
@@ -197,15 +198,15 @@ class NewestFlower:
         except Failed as error:
             if SLOW_START not in str(error):
                 raise
-            # It was killed, and has left a database that may be half-made.
+            # Flower has killed it; its database may be half-made.
             shutil.rmtree(Path(environment["FLWR_HOME"], "local-superlink"))
             return self.flwr(name, environment, *command)["run-id"]
 
     def flwr(self, name: str, environment: dict[str, str], *words: str) -> dict[str, Any]:
-        """Return what one of Flower's commands answers, given in an example's folder.
+        """Return the answer of one of Flower's commands, run in an example's folder.
 
         Raises:
-            Failed: it was no success; the text has what it printed.
+            Failed: it did not succeed; the text has its output.
         """
         command = [self.bin / "flwr", *words, "--format", "json"]
         done = subprocess.run(
@@ -220,7 +221,7 @@ class NewestFlower:
         """Run tests of this repository by this environment; return their outcome in words.
 
         Raises:
-            Failed: not all of them passed; what is skipped counts as passed.
+            Failed: not all of them passed; skipped ones count as passed.
         """
         log = self.log(what.replace(" ", "-"))
         command = [self.bin / "python", "-m", "pytest", "-p", "no:cacheprovider", *TESTS[what]]
@@ -236,7 +237,7 @@ class NewestFlower:
         return self.folder / f"{name}.log"
 
     def environment(self, home: Path) -> dict[str, str]:
-        """Return what gives a run a SuperLink of its own, and no other packages than these."""
+        """Return an environment with a SuperLink of its own, and with these packages only."""
         [address] = free_addresses(1)
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
         return kept | {
@@ -246,7 +247,7 @@ class NewestFlower:
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_TELEMETRY_ENABLED": "0",
-            "RAY_ADDRESS": "local",  # else Ray joins a cluster that it finds on the machine
+            "RAY_ADDRESS": "local",  # else Ray joins a cluster on this machine
         }
 
 
@@ -254,7 +255,7 @@ def uv(*words: object) -> None:
     """Run uv, quietly.
 
     Raises:
-        SystemExit: it failed; says what uv says.
+        SystemExit: it failed; the text has uv's output.
     """
     beside = BIN / "uv"
     program = str(beside) if beside.is_file() else "uv"
@@ -271,17 +272,17 @@ def versions(constraints: Path) -> dict[str, str]:
 
 
 def rounds(example: str) -> int:
-    """Return how many rounds the offline run has."""
+    """Return the number of rounds of the offline run."""
     folder = example_folder(example)
     declared = flatten(flower_settings(folder)["app"]["config"])
     return (declared | flatten(load_toml(folder / "offline.toml")))["num-server-rounds"]
 
 
 def results(app: Path) -> list[dict[str, Any]]:
-    """Return what the only run of an app has written.
+    """Return results.json of an app's only run.
 
     Raises:
-        Failed: there is nothing.
+        Failed: there is none.
     """
     for path in app.glob("outputs/*/*/results.json"):
         return json.loads(path.read_text())
@@ -291,13 +292,13 @@ def results(app: Path) -> list[dict[str, Any]]:
 def problems(
     history: list[dict[str, Any]], log: str, promise: Promise, num_rounds: int
 ) -> list[str]:
-    """Return what differs from the promise, each in words.
+    """Return a text for each difference from the promise.
 
     Args:
         history: the run's results.json.
-        log: what the run has logged; Flower says there how many replies were aggregated.
-        promise: what is expected of them.
-        num_rounds: how many rounds the run was to have.
+        log: of the run; it has the number of aggregated replies.
+        promise: the expected outcome.
+        num_rounds: the expected number of rounds.
     """
     found = []
     if [entry["round"] for entry in history] != list(range(num_rounds + 1)):
@@ -313,7 +314,7 @@ def problems(
 
 
 def processes(home: Path) -> list[psutil.Process]:
-    """Return the processes that have this FLWR_HOME, and those that they started."""
+    """Return the processes with this FLWR_HOME, and their descendants."""
     found: set[psutil.Process] = set()
     for process in psutil.process_iter():
         try:
@@ -325,7 +326,7 @@ def processes(home: Path) -> list[psutil.Process]:
 
 
 def stop(home: Path) -> None:
-    """End the SuperLink of this FLWR_HOME, which runs detached, and all that it started."""
+    """End the detached SuperLink of this FLWR_HOME, and all that it started."""
     for act in (psutil.Process.terminate, psutil.Process.kill):
         left = processes(home)
         for process in left:
@@ -341,11 +342,12 @@ def main() -> int:
     parser.add_argument("examples", nargs="*", help="folders in examples/; all by default")
     chosen = parser.parse_args().examples
     for name in chosen:
-        example_folder(name)  # says which there are, if this is none
+        example_folder(name)  # raises an error for an unknown name
     exit_on_signals()
     folder, failed = ROOT / ".newest-flower" / str(os.getpid()), False
     try:
-        with measurement("newest-flower", [SEED], trial=bool(chosen)) as result:
+        name = "newest-flower-avx2" if instructions() == "AVX2" else "newest-flower"
+        with measurement(name, [SEED], trial=bool(chosen)) as result:
             run_all(NewestFlower(folder, chosen or example_names()), bool(chosen), result)
     except KeyboardInterrupt:
         print("Interrupted: taken down")
@@ -360,10 +362,10 @@ def main() -> int:
 
 
 def run_all(newest: NewestFlower, only_examples: bool, result: dict[str, Any]) -> None:
-    """Run everything, one after the other, and note in the result what each gave.
+    """Run everything, one after the other, and note each outcome in the result.
 
     Raises:
-        Failed: something did; the rest was run all the same.
+        Failed: something failed; the rest was run all the same.
     """
     newest.install()
     here = versions(newest.resolved)

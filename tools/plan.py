@@ -6,10 +6,9 @@ population, so the number of clients only has to be as large as that of those dr
 """
 
 import argparse
+import math
 
 from measured import found, place
-
-WAVES = 3  # messages for each worker, as in kit/population.py
 
 
 def terms(drawn: int, workers: int, megabytes: float) -> list[float]:
@@ -18,18 +17,27 @@ def terms(drawn: int, workers: int, megabytes: float) -> list[float]:
     return [1.0, drawn / workers, moved / workers, moved]
 
 
+def positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0, and finite")
+    return value
+
+
+def count(text: str) -> int:
+    positive(text)
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clients", type=int, required=True, help="of the population")
-    parser.add_argument("--drawn", type=int, required=True, help="clients that train in a round")
-    parser.add_argument("--model-mb", type=float, required=True, help="MB of the model's arrays")
-    parser.add_argument("--link-mbit", type=float, default=0, help="of the server, Mbit/s; 0: none")
-    parser.add_argument("--train-seconds", type=float, default=0.05, help="of a core, a client")
-    parser.add_argument("--workers", type=int, default=2, help="clients that train at once")
+    parser.add_argument("--clients", type=count, required=True, help="of the population")
+    parser.add_argument("--drawn", type=count, required=True, help="clients that train in a round")
+    parser.add_argument("--model-mb", type=positive, required=True, help="MB of the model's arrays")
+    parser.add_argument("--link-mbit", type=positive, default=math.inf, help="server's, Mbit/s")
+    parser.add_argument("--train-seconds", type=positive, default=0.05, help="of a core, a client")
+    parser.add_argument("--workers", type=count, default=2, help="nodes that train at once")
     asked = parser.parse_args()
-    for name in ("clients", "drawn", "model_mb", "workers"):
-        if getattr(asked, name) <= 0:
-            parser.error(f"--{name.replace('_', '-')} = {getattr(asked, name)}: must be above 0")
     if asked.drawn > asked.clients:
         parser.error(f"--drawn = {asked.drawn} is more than --clients = {asked.clients}")
     measured = found("population-cost")
@@ -39,8 +47,8 @@ def main() -> None:
     training = asked.drawn * asked.train_seconds / asked.workers
     parts = terms(asked.drawn, asked.workers, asked.model_mb)
     around = sum(factor * part for factor, part in zip(measured["factors"], parts, strict=True))
-    down = min(asked.drawn, WAVES * asked.workers) * asked.model_mb
-    link = 8 * (down + moved) / asked.link_mbit if asked.link_mbit else 0.0
+    down = min(asked.drawn, asked.workers) * asked.model_mb
+    link = 8 * (down + moved) / asked.link_mbit
     off = {k: max(abs(case["error"]) for case in measured[k]) for k in ("fitted", "others")}
     print(
         f"A round of {asked.drawn:,} of {asked.clients:,} clients, {asked.workers} at once: "

@@ -1,4 +1,4 @@
-"""What the tools and tests know of the repository: its examples and what they declare."""
+"""The examples of this repository and their declarations, for tools and tests."""
 
 import json
 import tomllib
@@ -14,7 +14,7 @@ def load_toml(path: Path) -> dict[str, Any]:
 
 
 def example_names() -> list[str]:
-    """Return the examples in the one list that there is, in the root pyproject.toml."""
+    """Return the names of the examples, as listed in the root pyproject.toml."""
     return load_toml(ROOT / "pyproject.toml")["tool"]["flower-examples"]["examples"]
 
 

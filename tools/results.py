@@ -1,7 +1,7 @@
-"""Write the measured figures into the pages: tables from results/*.json, and the plots.
+"""Write measured figures into the pages: tables from results/*.json, and plots.
 
-A page marks where: `<!-- begin: NAME -->` … `<!-- end: NAME -->`. What stands between is made here,
-from what benchmarks/ measured or pyproject.toml declares, and a test compares the two.
+A page marks their places: `<!-- begin: NAME -->` … `<!-- end: NAME -->`. The text between is made
+here, from results of benchmarks/ or from pyproject.toml, and a test compares the two.
 """
 
 import importlib
@@ -10,18 +10,18 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from types import ModuleType
 
-from figures import federation, side_by_side
+from figures import federation, population, side_by_side
 from measured import found, offline_block, offline_seconds, result, table, taken, with_avx2
 from repository import ROOT, example_folder, example_names
 
 
 def figures(example: str) -> ModuleType:
-    """Return the module that knows an example's figures."""
+    """Return the module of an example's figures."""
     return importlib.import_module(f"figures.{example.replace('-', '_')}")
 
 
 def settings(example: str, shown: Collection[str] | None = None) -> str:
-    """Return a table of the run-config keys: default, and what changing it means.
+    """Return a table of the run-config keys: default, meaning and trade-off.
 
     Args:
         example: its name.
@@ -29,7 +29,7 @@ def settings(example: str, shown: Collection[str] | None = None) -> str:
     """
     text = (example_folder(example) / "pyproject.toml").read_text()
     section = text.split("[tool.flwr.app.config]")[1].split("\n[")[0]
-    # What follows a second # marks the wing that a key belongs to.
+    # A second # marks the wing that a key belongs to.
     keys = re.findall(r"^([\w.-]+) = (.+?)\s+# (.+?)(?: # \w+)?$", section, re.MULTILINE)
     rows = [
         [f"`{key}`", f"`{value}`", why.replace("|", "\\|")]
@@ -46,7 +46,7 @@ def offline_measured(example: str) -> str:
 
 
 def examples_table() -> str:
-    """Return the front page's table: offline time and outcome as measured, one example a row."""
+    """Return the front page's table: a row for each example, with its offline time and outcome."""
     offline = result("offline")["examples"]
     rows = []
     for name in example_names():
@@ -60,22 +60,25 @@ def examples_table() -> str:
 
 
 def newest_flower() -> str:
-    """Say which newest release `make test-latest` last passed on, and what that ran."""
-    measured = found("newest-flower")
-    if not measured:
+    """Return a sentence on the newest release that `make test-latest` has passed on."""
+    seen = [*filter(None, [found("newest-flower"), found("newest-flower-avx2")])]
+    if not seen:
         return "No newer release was seen to pass `make test-latest` yet."
+    minutes = " and ".join(
+        f"{measured['wall_seconds'] / 60:.0f} with {measured['hardware']['instructions']}"
+        for measured in seen
+    )
     return (
-        f"**flwr {measured['packages']['flwr']}** is the newest release that all of this was last "
-        f"seen to pass on, in {measured['wall_seconds'] / 60:.0f} minutes: "
-        f"{', '.join(measured['passed'])}. {taken(measured)}"
+        f"**flwr {seen[0]['packages']['flwr']}** is the newest release that all of this was last "
+        f"seen to pass on: {', '.join(seen[0]['passed'])}; in minutes, {minutes}. {taken(*seen)}"
     )
 
 
 def blocks(page: Path) -> dict[str, Callable[[], str]]:
-    """Return what fills the marked places of a page."""
+    """Return the functions that fill the marked places of a page."""
     if page == ROOT / "README.md":
         return {"examples": examples_table, "newest": newest_flower}
-    for shown in (side_by_side, federation):
+    for shown in (side_by_side, federation, population):
         if page == shown.PAGE:
             return shown.BLOCKS
     example = page.parent.name
@@ -95,7 +98,7 @@ def pages() -> list[Path]:
     """Return the pages that have marked places."""
     names = ("README.md", "SETTINGS.md", "RESULTS.md")
     of_examples = [example_folder(example) / name for example in example_names() for name in names]
-    shown = [ROOT / "README.md", side_by_side.PAGE, federation.PAGE]
+    shown = [ROOT / "README.md", side_by_side.PAGE, federation.PAGE, population.PAGE]
     return [*shown, *filter(Path.is_file, of_examples)]
 
 
@@ -103,7 +106,7 @@ def render(page: Path) -> str:
     """Return a page with all its marked places filled in.
 
     Raises:
-        KeyError: a place is marked that nothing here fills.
+        KeyError: nothing fills a marked place.
     """
     fill = blocks(page)
     return re.sub(
@@ -118,14 +121,15 @@ def main() -> None:
     for page in pages():
         page.write_text(render(page))
         print(page.relative_to(ROOT))
-    folder = side_by_side.PAGE.parent / "_static"
-    folder.mkdir(exist_ok=True)
-    side_by_side.draw(folder / side_by_side.PLOT)
+    for shown in (side_by_side, population):
+        folder = shown.PAGE.parent / "_static"
+        folder.mkdir(exist_ok=True)
+        shown.draw(folder / shown.PLOT)
     for name in example_names():
         folder = example_folder(name) / "_static"
         folder.mkdir(exist_ok=True)
         for plot, draw in figures(name).PLOTS.items():
-            draw(folder / f"{plot}.png")
+            draw(folder / plot)
 
 
 if __name__ == "__main__":

@@ -145,23 +145,23 @@ class FashionMnist:
         self.data = [task.load_partition(c.dataset, i, clients, *split) for i in range(clients)]
         self.central = task.load_test(c.dataset)
         torch.manual_seed(c.seed)
-        self.model = task.Net(task.num_classes(c.dataset))
-        self.weights, self.momentum = copied(self.model), c.server_momentum
+        self.network = task.Net(task.num_classes(c.dataset))
+        self.weights, self.momentum = copied(self.network), c.server_momentum
         self.heads: dict[int, nn.Linear] = {}
 
     def sampled(self, server_round: int, training: bool) -> list[int]:
         return draw_share(self.config, self.clients, server_round, training)
 
     def train(self, weights: Weights, server_round: int, client: int) -> tuple[Weights, int]:
-        self.model.load_state_dict(weights)
+        self.network.load_state_dict(weights)
         if client not in self.heads:
             self.heads[client] = nn.Linear(
-                self.model.head.in_features, self.model.head.out_features
+                self.network.head.in_features, self.network.head.out_features
             )
-            self.heads[client].load_state_dict(self.model.head.state_dict())
+            self.heads[client].load_state_dict(self.network.head.state_dict())
         data, c = self.data[client][0], self.config
         self.task.train(
-            self.model,
+            self.network,
             data,
             epochs=c.local_epochs,
             batch_size=c.batch_size,
@@ -170,16 +170,16 @@ class FashionMnist:
             seed=derive_seed(c.seed, server_round, client),
             personal_head=self.heads[client],
         )
-        return copied(self.model), len(data.labels)
+        return copied(self.network), len(data.labels)
 
     def test(self, weights: Weights, client: int) -> None:
-        self.model.load_state_dict(weights)
-        head = self.heads.get(client, self.model.head)
-        self.task.evaluate(self.model, self.data[client][1], self.model.head, head)
+        self.network.load_state_dict(weights)
+        head = self.heads.get(client, self.network.head)
+        self.task.evaluate(self.network, self.data[client][1], self.network.head, head)
 
     def score(self, weights: Weights) -> float:
-        self.model.load_state_dict(weights)
-        [(_, accuracy)] = self.task.evaluate(self.model, self.central, self.model.head)
+        self.network.load_state_dict(weights)
+        [(_, accuracy)] = self.task.evaluate(self.network, self.central, self.network.head)
         return accuracy
 
 
@@ -279,6 +279,7 @@ class ManyClients:
         self.task, self.clients = task, clients
         self.config = c = Config.from_run_config(run_config)
         self.source = c.source(clients).prepare()
+        self.central = self.source.load("test")
         self.network = task.build(self.source.num_classes, c.seed)
         self.weights, self.momentum = copied(self.network), c.server_momentum
 
@@ -306,7 +307,7 @@ class ManyClients:
 
     def score(self, weights: Weights) -> float:
         self.network.load_state_dict(weights)
-        return self.task.evaluate(self.network, *self.source.load("test"))[1]
+        return self.task.evaluate(self.network, *self.central)[1]
 
 
 JOBS: dict[str, type[Job]] = {

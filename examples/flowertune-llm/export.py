@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-# Largest change of the loss by rounding the merged weights to a dtype.
+# Largest change of the loss when the merged weights are rounded to a dtype.
 ROUNDING = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
 
 
@@ -38,13 +38,13 @@ def main() -> None:
 
 
 def export(arguments: argparse.Namespace) -> str:
-    """Write the merged model: whole, and with the loss of the adapter, or not at all.
+    """Write the merged model: whole and with the same loss as the adapter's, or not at all.
 
     Returns:
         the folder, and both losses.
 
     Raises:
-        RuntimeError: names what cannot be merged or written.
+        RuntimeError: something cannot be merged or written; the text names it.
     """
     output = arguments.output.resolve()
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
@@ -61,9 +61,9 @@ def export(arguments: argparse.Namespace) -> str:
             path = Path(temporary, output.name)
             model.save_pretrained(path)
             tokenizer.save_pretrained(path)
-            for file in path.glob("*.safetensors"):  # readable by nobody else, unlike the rest
+            for file in path.glob("*.safetensors"):  # else readable by the owner only
                 shutil.copymode(path / "config.json", file)
-            del model  # memory for the model from the folder
+            del model  # makes room for the one in the folder
             saved = models.load_base(path, f"--output {output}", dtype=torch.float32)
             after = loss(saved, tokenizer)
             told = f"loss of a question {before:.4f} with the adapter, {after:.4f} in {dtype}"
@@ -85,8 +85,8 @@ def load(arguments: argparse.Namespace) -> tuple[PeftModel, str]:
         the model, and the dtype of the result.
 
     Raises:
-        RuntimeError: the folder is no adapter of a run, or its base is not there, quantised, or
-            another one.
+        RuntimeError: the folder holds no adapter of a run, or the base model is not there, is
+            quantised, or not the adapter's.
     """
     folder = arguments.peft_path
     if (folder / "config.json").is_file():
@@ -121,7 +121,7 @@ def load(arguments: argparse.Namespace) -> tuple[PeftModel, str]:
 
 @torch.no_grad()
 def loss(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> float:
-    """Return nats per token of a question, in the template that the adapter was trained with."""
+    """Return the loss on a question, in nats per token, in the adapter's prompt template."""
     text = render(tokenizer, "Why is the sky blue?")
     tokens = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
     return model(input_ids=tokens, labels=tokens).loss.item()

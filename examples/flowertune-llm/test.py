@@ -1,4 +1,4 @@
-"""Ask a trained adapter a question."""
+"""Question to a trained adapter, no test: its name is that of the file in Flower's own example."""
 
 import argparse
 from pathlib import Path
@@ -37,7 +37,7 @@ def load(arguments: argparse.Namespace) -> PeftModel:
     """Load the base model that the adapter names, and the adapter on top.
 
     Raises:
-        RuntimeError: the base model is not there, or is another one than the adapter was made for.
+        RuntimeError: the base model is not there, or is not the adapter's.
     """
     place = models.device_map("auto")
     chosen = fast_dtype(place[""]) if arguments.dtype == "auto" else arguments.dtype
@@ -63,7 +63,7 @@ def load(arguments: argparse.Namespace) -> PeftModel:
 def answer(
     model: PeftModel, tokenizer: PreTrainedTokenizerBase, arguments: argparse.Namespace
 ) -> torch.Tensor:
-    """Print the answer as it is made, in the template that the adapter was trained with.
+    """Print the answer word by word, to a question in the adapter's prompt template.
 
     Returns:
         the tokens of question and answer, int64 (1, length).

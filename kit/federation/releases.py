@@ -1,7 +1,7 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""What differs between Flower's releases where real processes make a federation.
+"""Differences between Flower's releases in how a federation of real processes is started.
 
-The pinned one is 1.25. The newest is the one that was tested last; what lies between is not tested.
+1.25 is pinned; the newest is the last that was tested. Releases between them are not tested.
 """
 
 import json
@@ -17,12 +17,12 @@ HERE = Path(__file__).resolve().parent
 
 
 class Pinned:
-    """flwr 1.25: an address for each API, federations in pyproject.toml, two faults mended here."""
+    """flwr 1.25: one address for each API, federations in pyproject.toml, two faults mended."""
 
-    environment: ClassVar[dict[str, str]] = {}  # of every part
+    environment: ClassVar[dict[str, str]] = {}  # for every part
 
     def apis(self) -> dict[str, str]:
-        """Return the address of each of a SuperLink's APIs, on ports that are free."""
+        """Return the address of each of a SuperLink's APIs, on a free port."""
         return dict(zip(("control", "fleet", "serverappio"), free_addresses(3), strict=True))
 
     def superlink(self, apis: dict[str, str]) -> list[str]:
@@ -33,17 +33,17 @@ class Pinned:
         return command
 
     def supernode(self, address: str) -> list[str]:
-        """Return the command of a SuperNode, which serves its ClientApps at an address."""
+        """Return the command of a SuperNode with the address for its ClientApps."""
         program = [sys.executable, "-P", str(HERE / "supernode.py")]
         return [*program, "--clientappio-api-address", address]
 
     def declare(self, app: Path, home: Path, name: str, settings: str) -> None:
-        """Write down where `flwr` finds a federation."""
+        """Write a federation where `flwr` looks for it."""
         with (app / "pyproject.toml").open("a") as file:
             file.write(f"\n[tool.flwr.federations.{name}]\n{settings}")
 
     def named(self, app: Path, name: str | None) -> list[str]:
-        """Return how `flwr log`, `ls`, `stop` and `supernode` are told of a federation.
+        """Return the arguments that name a federation to `flwr log`, `ls`, `stop`, `supernode`.
 
         Args:
             app: the app's folder.
@@ -52,18 +52,18 @@ class Pinned:
         return [str(app), *filter(None, [name])]
 
     def to_run(self, app: Path, home: Path, name: str) -> str:
-        """Return the command with which the user starts a run."""
+        """Return the command that starts a run, for the user."""
         return shlex.join(["flwr", "run", str(app), name])
 
 
 class Newest(Pinned):
-    """flwr 1.42: one address for all, federations in config.toml of FLWR_HOME; nothing mended."""
+    """flwr 1.42: one address for all APIs, federations in FLWR_HOME's config.toml, no mending."""
 
-    # Else each run installs the app's dependencies anew, and each program asks for newer releases.
+    # No installation of the app's dependencies at each run, no question for newer releases.
     environment: ClassVar = {
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        # Seconds, by default 1. With much less, ClientApps ask for what is not there yet, and wait.
+        # Seconds, by default 1. Much less makes ClientApps ask too early, and wait longer.
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
     }
 
@@ -94,7 +94,7 @@ def as_options(address: str) -> list[str]:
 
 
 def connection(address: str, ca: Path | None) -> str:
-    """Return, as TOML, where a SuperLink is and which authority is trusted; none without TLS."""
+    """Return a SuperLink's address and trusted authority, if any, as TOML."""
     trust = f"root-certificates = {json.dumps(str(ca))}" if ca else "insecure = true"
     return f'address = "{address}"\n{trust}\n'
 

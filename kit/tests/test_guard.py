@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""What is absurd, and what only looks like it."""
+"""Absurd updates are found, and honest ones that look like them are not."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ MODEL = {"weight": np.full(100, 0.1, np.float32)}  # of length 1
 
 
 def found(guard: Guard, *lengths: float, **more: list[np.ndarray]) -> list[bool]:
-    """Tell which of the clients' updates the guard takes for absurd."""
+    """Return the numbers of the updates that the guard takes for absurd."""
     sent = MODEL | {name: np.zeros_like(values[0]) for name, values in more.items()}
     replies = []
     for i, length in enumerate(lengths):

@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""What a strategy keeps between rounds is found, written, and given back."""
+"""A strategy's state between rounds is found, saved, and restored."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def folder(tmp_path, monkeypatch) -> None:
 
 
 def same(one: object, other: object) -> bool:
-    """Compare values in which there are arrays."""
+    """Compare values that hold arrays."""
     if isinstance(one, np.ndarray):
         return np.array_equal(one, other) and one.dtype == other.dtype
     if isinstance(one, dict | ArrayRecord):

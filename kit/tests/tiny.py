@@ -23,6 +23,7 @@ from ..settings import Settings, at_least, fraction, one_of, positive
 RUN_CONFIG: dict[str, Any] = {
     "dataset": "numbers",
     "num-server-rounds": 4,
+    "stop-after": 0,
     "min-replies": 2,
     "max-update-ratio": 100.0,
     "round-timeout": 5.0,
@@ -90,7 +91,7 @@ def play(
     buffers: Collection[str] = (),
     **changes: Any,
 ) -> Run:
-    """Run the tiny app and return its run; the other arguments are keys, - and . as _ and __."""
+    """Run the tiny app and return its run; `changes` are settings, with - and . as _ and __."""
     named = {k.replace("__", ".").replace("_", "-"): v for k, v in changes.items()}
     config = Config.from_run_config(RUN_CONFIG | named)
     grid = InProcessGrid(client_app, make_nodes(nodes, 1, RUN_CONFIG | named), 1, threads=1)
@@ -99,8 +100,8 @@ def play(
     clients = Clients(grid, config, at_once=config.waves, population=config.population)
 
     def test(server_round: int, arrays: Any) -> MetricRecord:
-        if evaluate:
-            evaluate(server_round, arrays)
+        if evaluate and (metrics := evaluate(server_round, arrays)):
+            return metrics
         weight = arrays["weight"].numpy()
         return MetricRecord({"accuracy": server_round / 10, "loss": float(np.abs(weight).sum())})
 

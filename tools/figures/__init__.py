@@ -1,1 +1,1 @@
-"""Measured figures of each example: what its README and the front page show of results/."""
+"""Measured figures of each example, for its pages and the front page."""

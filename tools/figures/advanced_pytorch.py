@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from measured import offline_on_digits, result, table, taken
 
+from figures.round import draw_round
+
 
 def accuracies(server_round: int) -> dict[str, list[float]]:
     """Return the accuracies of all seeds after a round, by who measured them."""
@@ -180,4 +182,8 @@ SETTINGS = (
 )
 BLOCKS = {"reached": reached_block}
 RESULTS = {"accuracy": accuracy_block, "speed": speed_block, "privacy": privacy_block}
-PLOTS = {"accuracy": draw_accuracy, "partitions": draw_partitions}
+PLOTS = {
+    "accuracy.png": draw_accuracy,
+    "partitions.png": draw_partitions,
+    "round.svg": draw_round,
+}

@@ -16,7 +16,7 @@ STAGES = {
 
 
 def rounds_block() -> str:
-    """Say where the seconds of a round go, in each release, warm and not."""
+    """Return a table of where the seconds of a round go, in each release, warm and not."""
     measured = {release: result(f"federation-rounds-{release}") for release in RELEASES}
     columns: dict[str, dict[str, Any]] = {
         f"{found['packages']['flwr']}, {'warm' if row['warm'] else 'not warm'}": row

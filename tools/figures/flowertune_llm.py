@@ -18,7 +18,7 @@ from measured import (
 ACCURACY, SPEED, GPU = "flowertune-llm-accuracy", "flowertune-llm-speed", "flowertune-llm-gpu"
 PROFILE, BYTES = "flowertune-llm-profile", "flowertune-llm-bytes"
 WORTH = "flowertune-llm-worth"
-FLARE = "https://github.com/NVIDIA/NVFlare/blob/main/docs/release_notes/flare_280.rst"
+RELEASE_NOTES = "https://nvflare.readthedocs.io/en/2.8.0/release_notes/flare_280.html"
 # Source: the models' configs on the Hub: layers, width, rank of the default adapter.
 OPEN_LLAMA = {"OpenLLaMA 3B v2": (26, 3200, 32), "OpenLLaMA 7B v2": (32, 4096, 32)}
 
@@ -63,7 +63,7 @@ def accuracy_block() -> str:
 
 
 def worth_block() -> str:
-    """Say how often each model knows the right one of four answers."""
+    """Return a table of how often each model knows the right one of four answers."""
     if not (measured := found(WORTH)):
         return (
             "No figure has been taken yet; `python benchmarks/flowertune_llm_worth.py` takes them."
@@ -88,7 +88,7 @@ def worth_block() -> str:
 
 
 def known(measured: dict[str, Any], kind: str) -> list[float]:
-    """Return for each question of each seed whether a model knows the answer: 1, else 0."""
+    """Return 1 or 0 for each question of each seed: whether a model knows the answer."""
     return [value for seed in measured["models"][kind] for value in seed["acc"]]
 
 
@@ -186,7 +186,7 @@ def speed_block() -> str:
 
 
 def layerwise_block() -> str:
-    """Say what averaging whole models takes: memory, time, and what the time is made of."""
+    """Return tables of memory and time of averaging whole models, and the parts of the time."""
     memory, published, whole = (
         result(f"flowertune-llm-layerwise-{part}") for part in ("memory", "published", "70b")
     )
@@ -213,14 +213,40 @@ def layerwise_block() -> str:
         f"{copies['into new memory']:,.0f} MB/s into new.\n"
         f"- **NVIDIA FLARE** shows {others} GB for the server's peak with a model of 5 GB and 4, "
         f"8, 12 and 16 clients, and about 21 GB with its disk offload. These are read off a chart "
-        f"in its [release notes]({FLARE}), which name neither hardware nor time, so they were "
-        f"taken under other conditions than ours.\n\n"
+        f"in its [release notes]({RELEASE_NOTES}), which name neither hardware nor time, so they "
+        f"were taken under other conditions than ours.\n\n"
         f"{taken(memory, published, whole)}"
     )
 
 
+def flare_block() -> str:
+    """Return a table of GPT-2 large from 6 clients, here and as NVIDIA FLARE states it."""
+    measured = result("flowertune-llm-layerwise-gpt2-large")
+    flare, row, hardware = measured["published"], measured["row"], measured["hardware"]
+    rows = []
+    for way, stated in flare["ways"].items():
+        took = stated["seconds"]
+        cells = [f"{took['down']:.1f} s", f"{took['up'] + took['aggregation']:.1f} s"]
+        cells += [stated["server"], stated["client"]]
+        rows.append([f"NVIDIA FLARE {flare['version']}, {way}", flare["hardware"], *cells])
+    peaks = [f"{row['peak_bytes'][kind] / 2**30:.2f} GiB" for kind in ("server app", "client app")]
+    here = f"{hardware['cores']} cores, {hardware['memory_gib']} GiB"
+    rows.append(["`layerwise`", here, "not part of it", f"{row['round_seconds']:.1f} s", *peaks])
+    header = ["way", "machine", "to the clients", "back, and averaged"]
+    header += ["server's peak", "a client's peak"]
+    return (
+        f"{table(header, rows)}\n\n"
+        f"- **NVIDIA FLARE's figures** are those of its [comparison]({flare['source']}), taken in "
+        f"Docker. The way back is the sum of its upload and its aggregation.\n"
+        f"- **Ours** are of processes of a simulation, with made weights and a result that is "
+        f"discarded. So compare the memory, not the seconds: between real processes ours take "
+        f"longer, at the rates of the next table.\n\n"
+        f"{taken(measured)}"
+    )
+
+
 def processes_block() -> str:
-    """Say what whole models take between real processes, by release and the size of a slice."""
+    """Return a table of whole models between real processes, by release and size of a slice."""
     name = "flowertune-llm-layerwise-processes"
     measured = [result(name), *filter(None, [found(f"{name}-newest")])]
     kinds = ("server app", "SuperLink", "SuperNode", "client app")
@@ -313,7 +339,7 @@ def offline_block() -> str:
 
 
 def time_block() -> str:
-    """Say where the time of the offline run goes, on each kind of processor."""
+    """Return a table of where the time of the offline run goes, on each kind of processor."""
     measured = result("offline")
     if "again" not in measured["examples"][NAME]:
         return "No figure has been taken yet; `python benchmarks/offline.py` takes them."
@@ -334,7 +360,7 @@ def time_block() -> str:
 
 
 def offline() -> str:
-    """Say what the offline run reached."""
+    """Return in short what the offline run reached."""
     run = result("offline")["examples"][NAME]
     return f"loss {run['first']['loss']:.2f} → {run['last']['loss']:.2f}"
 
@@ -350,7 +376,7 @@ def data() -> str:
 
 
 def reached_block() -> str:
-    """Say in a sentence what federated training reaches."""
+    """Return a sentence on what federated training reaches."""
     measured = result(ACCURACY)
     name = "federated, float32"
     before = mean(points[0][1] for points in measured["runs"][name])
@@ -362,7 +388,7 @@ def reached_block() -> str:
 
 
 def answers() -> str:
-    """Say how many answers the models know, if they were asked."""
+    """Return a sentence on how many answers the models know, if that was measured."""
     if not (measured := found(WORTH)):
         return ""
     kinds = ("federated", "before", "centralised")
@@ -415,7 +441,8 @@ RESULTS = {
     "speed": speed_block,
     "gpu": gpu_block,
     "layerwise": layerwise_block,
+    "flare": flare_block,
     "processes": processes_block,
     "profile": profile_block,
 }
-PLOTS = {"loss": draw_loss, "bytes": draw_bytes, "layerwise": draw_layerwise}
+PLOTS = {"loss.png": draw_loss, "bytes.png": draw_bytes, "layerwise.png": draw_layerwise}

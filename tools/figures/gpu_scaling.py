@@ -241,4 +241,4 @@ RESULTS = {
     "supernodes": supernodes_block,
     "gpu": gpu_block,
 }
-PLOTS = {"memory": draw_memory}
+PLOTS = {"memory.png": draw_memory}

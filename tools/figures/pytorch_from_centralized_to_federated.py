@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from measured import offline_on_digits, result, table, taken
 from repository import ROOT
 
+from figures.round import draw_round
+
 ACCURACY = "pytorch-from-centralized-to-federated-accuracy"
 SPEED = "pytorch-from-centralized-to-federated-speed"
 PACKAGE = ROOT / "examples" / "pytorch-from-centralized-to-federated" / "centralized_to_federated"
@@ -75,7 +77,7 @@ def lines_block() -> str:
 
 
 def code_block() -> str:
-    """Show what a client does in a round, as the file has it."""
+    """Return the code of a client's part of a round, from the file."""
     return f"```python\n{function(PACKAGE / 'client_app.py', 'train')}\n```"
 
 
@@ -186,4 +188,4 @@ SETTINGS = (
 )
 BLOCKS = {"reached": reached_block, "code": code_block, "lines": lines_block}
 RESULTS = {"accuracy": accuracy_block, "addition": addition_block, "speed": speed_block}
-PLOTS = {"accuracy": draw_accuracy}
+PLOTS = {"accuracy.png": draw_accuracy, "round.svg": draw_round}

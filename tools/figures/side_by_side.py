@@ -89,6 +89,29 @@ def draw(path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+PFL_WAYS = {
+    "plain": WAYS["plain"],
+    "example": f"**{WAYS['example']}**, 2 workers",
+    "pfl": "pfl-research, one process",
+    "pfl-two": "pfl-research, two processes",
+}
+
+
+def pfl_block() -> str:
+    measured, rows = result("side-by-side-pfl"), []
+    for job, ways in measured["jobs"].items():
+        ours = ways["example"]["seconds_a_round"]
+        for number, (way, run) in enumerate(ways.items()):
+            cells = ["" if number else job, PFL_WAYS[way], f"{run['seconds_a_round']:.2f}"]
+            cells += [f"{run['seconds_a_round'] / ours:.2f}", f"{run['rounds'][0]['after']:.0f}"]
+            rows.append([*cells, f"{run['peak_bytes'] / GIB:.2f}", f"{run['score']:.3f}"])
+    header = ["job", "way", "seconds a round", "times ours", "first result after, s"]
+    return (
+        f"{table([*header, 'memory, GiB', 'score'], rows)}\n\n"
+        f"The package is {measured['other']['package']}. {taken(measured)}"
+    )
+
+
 def guard_block() -> str:
     measured = result("guard")
     rows = []
@@ -107,4 +130,4 @@ def guard_block() -> str:
     return f"{table(header, sorted(rows))}\n\n{taken(measured)}"
 
 
-BLOCKS = {"rounds": rounds_block, "fresh": fresh_block, "guard": guard_block}
+BLOCKS = {"rounds": rounds_block, "fresh": fresh_block, "pfl": pfl_block, "guard": guard_block}

@@ -1,4 +1,4 @@
-"""Loads the model, the tokenizer and the data for each message; only the adapter travels."""
+"""The client: loads model, tokenizer and data for each message; only the adapter is sent."""
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp

@@ -1,4 +1,4 @@
-"""Loads the model and the held-out data anew for each central evaluation."""
+"""The server: loads the model and the held-out data anew for each central evaluation."""
 
 import time
 from logging import INFO

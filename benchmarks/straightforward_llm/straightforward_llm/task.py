@@ -1,4 +1,4 @@
-"""A language model with an adapter; text through the tokenizer sample by sample."""
+"""A language model with an adapter; the tokenizer takes text sample by sample."""
 
 import tempfile
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def load_partition(config: dict, partition_id: int, num_partitions: int) -> Data
 
 
 def to_tokens(tokenizer: PreTrainedTokenizerBase, length: int) -> Callable[[dict], dict]:
-    """Return what turns a batch of rows into tokens; only those of the answers have labels."""
+    """Return a function that turns a batch of rows into tokens, with labels for the answers."""
 
     def apply(batch: dict) -> dict:
         found = {"input_ids": [], "labels": []}

@@ -1,4 +1,4 @@
-"""Builds a DataLoader for each message."""
+"""The client: builds a DataLoader for each message."""
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp

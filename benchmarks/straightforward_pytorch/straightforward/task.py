@@ -15,7 +15,7 @@ federated_dataset = None
 
 
 class FashionNet(nn.Sequential):
-    """That of advanced-pytorch."""
+    """The network of advanced-pytorch."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -26,7 +26,7 @@ class FashionNet(nn.Sequential):
 
 
 class CifarNet(nn.Sequential):
-    """That of pytorch-from-centralized-to-federated and gpu-scaling."""
+    """The network of pytorch-from-centralized-to-federated and gpu-scaling."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -38,7 +38,7 @@ class CifarNet(nn.Sequential):
 
 
 class Kind(NamedTuple):
-    """The network for some images, their column, and what they are normalised with."""
+    """A kind of images: their network, column, mean and standard deviation."""
 
     network: type[nn.Sequential]
     column: str

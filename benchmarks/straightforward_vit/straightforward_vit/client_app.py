@@ -1,4 +1,4 @@
-"""Builds the ViT and a DataLoader for each message; only the head travels."""
+"""The client: builds the ViT and a DataLoader for each message; only the head is sent."""
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp

@@ -1,4 +1,4 @@
-"""Loads the test set anew for each central evaluation."""
+"""The server: loads the test set anew for each central evaluation."""
 
 import time
 from logging import INFO

@@ -1,4 +1,4 @@
-"""A ViT with a new head; images through PIL, transforms, a DataLoader and all of the ViT."""
+"""A ViT with a new head; images go through PIL, transforms, a DataLoader and the whole ViT."""
 
 import torch
 from datasets import Dataset, load_dataset

@@ -21,7 +21,7 @@ app.query()(identify)
 
 @app.train(mods=[carry_head, clip_update])
 def train(message: Message, context: Context) -> Message:
-    """Train the global model, and the personal head beside it, on the local examples."""
+    """Train the global model and the personal head on the local examples."""
     config = Config.from_run_config(context.run_config)
     round_config = message.content["config"]
     examples, _ = load_data(config, context)
@@ -37,7 +37,7 @@ def train(message: Message, context: Context) -> Message:
         seed=derive_seed(config.seed, round_config["server-round"], partition_id(context)),
         personal_head=head,
     )
-    if not math.isfinite(loss):  # before the state is touched, so that the last good head stays
+    if not math.isfinite(loss):  # before the state changes: the last good head stays
         raise RuntimeError(f"training loss is {loss}; try a smaller learning-rate or momentum")
     if head is not None:
         context.state[PERSONAL_HEAD] = models.to_record(head)
@@ -52,7 +52,7 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate(mods=[carry_head])
 def evaluate(message: Message, context: Context) -> Message:
-    """Test the global model with the global and with the personal head on held-out examples."""
+    """Test the global model on held-out examples, with its own and with the personal head."""
     config = Config.from_run_config(context.run_config)
     _, examples = load_data(config, context)
     model = load_model(config, message)
@@ -86,7 +86,7 @@ def load_model(config: Config, message: Message) -> task.Net:
 
 
 def load_personal_head(context: Context, model: task.Net) -> nn.Module:
-    """Return a copy of the model's head, with this client's own weights if it has any yet."""
+    """Return a copy of the model's head, with this client's own weights if it has some."""
     head = deepcopy(model.head)
     if PERSONAL_HEAD in context.state:
         models.load(head, context.state[PERSONAL_HEAD])

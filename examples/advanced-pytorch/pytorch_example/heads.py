@@ -1,4 +1,4 @@
-"""Personal heads: they stay with their clients, and come back to them after a resume."""
+"""Personal heads: kept in the clients' state, and given back to them after a resume."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,14 +10,14 @@ from flwr.serverapp.strategy import Strategy
 
 from pytorch_example.config import Config
 
-PERSONAL_HEAD = "personal-head"  # the record's name in a client's state and in messages
+PERSONAL_HEAD = "personal-head"  # name of the record in a client's state and in messages
 
 
 def carry_head(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Take the personal head out of a message into the state; send it home after training.
+    """Move the personal head from a message to the state; send it to the server after training.
 
-    The server hands it back after a resume, since the state began empty. This mod stands before
-    `clip_update`, because Flower's clipping takes one record of arrays each way.
+    The server gives it back after a resume, when the state is empty. This mod stands before
+    `clip_update`, because Flower's clipping takes one record of arrays in each direction.
     """
     if PERSONAL_HEAD in message.content:
         context.state[PERSONAL_HEAD] = message.content.pop(PERSONAL_HEAD)
@@ -30,27 +30,27 @@ def carry_head(message: Message, context: Context, call_next: ClientAppCallable)
 
 
 class WithPersonalHeads(Strategy):
-    """A wrapper, for any strategy, that keeps the heads which clients send home.
+    """A wrapper around any strategy that keeps the clients' personal heads.
 
-    It takes them out of the replies, since a strategy averages one record of arrays for each
-    client; and after a resume it gives each client its own, once.
+    It takes them out of the replies: a strategy averages one record of arrays from each client.
+    After a resume it gives each client its own head, once.
 
     Args:
-        strategy: what averages the models.
-        partition_of: tells a node's partition by its id; ids are others after a resume.
+        strategy: averages the models.
+        partition_of: returns a node's partition by its id; a resumed run has other ids.
     """
 
     def __init__(self, strategy: Strategy, partition_of: Callable[[int], int]) -> None:
         self.strategy, self.partition_of = strategy, partition_of
         self.heads: dict[int, ArrayRecord] = {}  # by partition
-        self.to_return: set[int] = set()  # partitions that have not got theirs back
+        self.to_return: set[int] = set()  # partitions that wait for their head
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is saved with the run."""
+        """Return the heads, to be saved with the run."""
         return {"heads": self.heads}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what was saved with the run: no client has its head by now."""
+        """Take the saved heads, all of them to be given back."""
         self.heads = dict(state.get("heads", {}))
         self.to_return = set(self.heads)
 
@@ -72,7 +72,7 @@ class WithPersonalHeads(Strategy):
         for message in messages:
             partition = self.partition_of(message.metadata.dst_node_id)
             if partition in self.to_return:
-                message.content = message.content.copy()  # clients share one
+                message.content = message.content.copy()  # clients share the content
                 message.content[PERSONAL_HEAD] = self.heads[partition]
             yield message
 
@@ -97,7 +97,7 @@ class WithPersonalHeads(Strategy):
         return self.strategy.aggregate_evaluate(server_round, replies)
 
     def note(self, replies: Iterable[Message]) -> None:
-        """Note who has its head by now."""
+        """Note which clients have their head."""
         self.to_return -= {self.partition_of(reply.metadata.src_node_id) for reply in replies}
 
     def summary(self) -> None:

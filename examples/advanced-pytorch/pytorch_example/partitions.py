@@ -1,4 +1,4 @@
-"""A plot of how the classes are spread over the clients: python -m pytorch_example.partitions."""
+"""A plot of each client's classes: python -m pytorch_example.partitions."""
 
 import argparse
 import tomllib
@@ -10,7 +10,7 @@ from pytorch_example import task
 def draw_partitions(
     dataset: str, num_partitions: int, alpha: float, min_partition_size: int, seed: int, path: Path
 ) -> None:
-    """Draw how many examples of each class each client holds, with Flower Datasets' own plot."""
+    """Draw each client's number of examples of each class, by Flower Datasets' own plot."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -22,18 +22,18 @@ from pytorch_example.kit.buffers import completed, floats
 
 WEIGHT = "num-examples"
 FIXED = "fixed-arrays"  # names in a message's config
-# How PyTorch's names of a layer's running statistics end; they are data, as gradients are.
+# Endings of PyTorch's names of running statistics: these come from data, as gradients do.
 MEAN, VARIANCE = "running_mean", "running_var"
 
 
 def epsilon(rounds: int, noise_multiplier: float, delta: float) -> float:
-    """Return the privacy loss of so many rounds, each counted in full.
+    """Return the privacy loss of a number of rounds, each counted in full.
 
-    Rounds of the Gaussian mechanism compose to a single one, whose loss is known exactly.
+    Rounds of the Gaussian mechanism add up to a single one, whose loss is known exactly.
 
     Source: Balle and Wang 2018, theorem 8, https://arxiv.org/abs/1805.06530
     """
-    ratio = math.sqrt(rounds) / noise_multiplier  # of a client's longest update to the noise
+    ratio = math.sqrt(rounds) / noise_multiplier  # a client's longest update by the noise
 
     def log_delta(loss: float) -> float:
         ends = torch.tensor([ratio / 2, -ratio / 2], dtype=torch.float64) - loss / ratio
@@ -51,7 +51,7 @@ def epsilon(rounds: int, noise_multiplier: float, delta: float) -> float:
 
 
 def spent(config: Config, rounds: int) -> dict[str, Any]:
-    """Return what results.json says of privacy after so many rounds, and log it."""
+    """Return the privacy loss after a number of rounds for results.json, and log it."""
     if not (config.private and rounds):
         return {}
     loss = epsilon(rounds, config.dp_noise_multiplier, config.dp_delta)
@@ -60,9 +60,9 @@ def spent(config: Config, rounds: int) -> dict[str, Any]:
 
 
 def clip_update(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Have Flower shorten what training changed to `dp.clipping-norm`, where privacy is on.
+    """Shorten the client's update to `dp.clipping-norm` by Flower's clipping, if privacy is on.
 
-    Of counters and fixed arrays a client sends back what it got.
+    Counters and fixed arrays go back as they came.
     """
     if not Config.from_run_config(context.run_config).private:
         return call_next(message, context)
@@ -79,7 +79,7 @@ def clip_update(message: Message, context: Context, call_next: ClientAppCallable
     message.content["arrays"] = without(floats(sent), fixed)
     reply = fixedclipping_mod(message, context, train)
     if reply.has_error():
-        # Flower's own refusals answer the reply, not the message: nobody would wait for them.
+        # Flower addresses its own error to the reply, not to the message, so nobody would get it.
         return Message(reply.error, reply_to=message)
     reply.content["arrays"] = completed(reply.content["arrays"], sent)
     return reply
@@ -90,17 +90,17 @@ def without(arrays: ArrayRecord, names: Collection[str]) -> ArrayRecord:
 
 
 class WithPrivacy(DifferentialPrivacyClientSideFixedClipping):
-    """Flower's wrapper, around the average of the clients instead of the whole strategy.
+    """Flower's wrapper for differential privacy, around the average instead of the strategy.
 
-    The strategy gets a single reply: the average of all, with noise added. So whatever it does
-    with that, momentum for instance, is private as well.
+    The strategy gets a single reply: the average of all clients, with noise added. Whatever it
+    computes from that, with momentum for instance, is private as well.
 
     Args:
-        strategy: any that takes averages.
-        noise_multiplier, clipping_norm: as for Flower's wrapper.
-        seed: of noise that repeats, and can be undone by whoever knows it; None for secret noise.
-        buffers: names of what is not trained. Running statistics get noise like the rest; others,
-            a mask for instance, stay as they are.
+        strategy: any that averages.
+        noise_multiplier, clipping_norm: as in Flower's wrapper.
+        seed: of noise that repeats, and that whoever knows the seed can undo; None: secret noise.
+        buffers: names of arrays that are not trained. Running statistics get noise like the
+            trained ones; others, a mask for instance, stay as they are.
     """
 
     def __init__(
@@ -127,9 +127,9 @@ class WithPrivacy(DifferentialPrivacyClientSideFixedClipping):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average with equal weights, add noise that fits the number of replies, and pass it on."""
+        """Average with equal weights, add noise for this number of replies, and pass it on."""
         replies = list(replies)
-        for reply in replies:  # the noise hides a share of 1 / replies, not a larger one
+        for reply in replies:  # the noise hides a share of 1 / replies and no larger one
             reply.content["metrics"][WEIGHT] = 1
             reply.content["arrays"] = without(reply.content["arrays"], self.fixed)
         average, metrics = self.noisy_average(server_round, replies)
@@ -142,7 +142,7 @@ class WithPrivacy(DifferentialPrivacyClientSideFixedClipping):
         return self.strategy.aggregate_train(server_round, replies[:1])
 
     def repaired(self, name: str, average: Array) -> Array:
-        """Return an array in which variances that noise made negative are what they were."""
+        """Return an array with the old value of each variance that noise has made negative."""
         if not name.endswith(VARIANCE):
             return average
         noisy = average.numpy()
@@ -151,7 +151,7 @@ class WithPrivacy(DifferentialPrivacyClientSideFixedClipping):
     def noisy_average(
         self, server_round: int, replies: list[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        seed = None  # the system's entropy, in NumPy's global generator, from which Flower draws
+        seed = None  # system entropy for NumPy's global generator, which Flower draws from
         if self.seed is not None:
             seed = np.random.SeedSequence((self.seed, server_round)).generate_state(8)
         np.random.seed(seed)

@@ -28,7 +28,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     config = Config.from_run_config(context.run_config)
     if config.private:
-        # Clipping bounds an update, and the median would let one client decide about another.
+        # Clipping bounds updates already; a median would let one client affect another's part.
         config = replace(config, max_update_ratio=math.inf)
     run = Run(config, context.run_config)
     task.check(config.dataset, config.test_split)  # before anything is written

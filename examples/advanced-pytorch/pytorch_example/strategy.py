@@ -18,9 +18,9 @@ class CustomFedAvg(FedAvg):
 
     Args:
         learning_rate: the clients', in the first round.
-        learning_rate_decay: factor a round.
+        learning_rate_decay: factor for each further round.
         server_momentum: in [0, 1); 0 is plain FedAvg.
-        server_learning_rate: at 1 and without momentum the new model is the average.
+        server_learning_rate: with 1, and no momentum, the new model is the average.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Weights & Biases: online with a login, offline without, not even imported when disabled."""
+"""Weights & Biases: online with a login, offline without; not imported when disabled."""
 
 import netrc
 import os
@@ -26,7 +26,7 @@ def server() -> SplitResult:
 
 
 def has_login() -> bool:
-    """Look where `wandb login` leaves its key, without asking the user or the network."""
+    """Tell whether `wandb login` has left a key, without asking the user or the network."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
@@ -48,7 +48,7 @@ def is_reachable() -> bool:
 
 
 def choose_mode(config: Config) -> str:
-    """Return "online", "offline" or "disabled", and say what "auto" has found."""
+    """Return "online", "offline" or "disabled", and log the choice of "auto"."""
     if config.wandb_mode != "auto":
         return config.wandb_mode
     if mode := os.environ.get("WANDB_MODE"):
@@ -70,7 +70,7 @@ def tracker(config: Config, run: Run) -> Iterator[LogRound]:
         yield lambda entry: None
         return
 
-    import wandb  # only here: it takes a second, and not everyone wants it
+    import wandb  # imported here: it takes a second, and is not always wanted
 
     name = "-".join(run.folder.parts[-2:])
     tracked = wandb.init(
@@ -92,7 +92,7 @@ def tracker(config: Config, run: Run) -> Iterator[LogRound]:
 
 
 def id_of(folder: Path) -> str:
-    """Return a run's id at W&B: drawn once, and kept in the run's folder for a resume."""
+    """Return a run's id at W&B: random, and kept in the run's folder for a resume."""
     path = folder / "wandb" / "id.txt"
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)
@@ -101,7 +101,7 @@ def id_of(folder: Path) -> str:
 
 
 def named_metrics(entry: dict[str, Any]) -> dict[str, float]:
-    """Rename the metrics of a round so that a chart says who measured them."""
+    """Return a round's metrics under names that say who measured them."""
     federated, central = entry["evaluate_metrics_clientapp"], entry["evaluate_metrics_serverapp"]
     names = {
         "eval_loss": "federated_evaluate_loss",

@@ -1,4 +1,4 @@
-"""What people bring: images of other modes, labels of other kinds, more clients than images."""
+"""A user's data: images of other modes, labels of other kinds, more clients than images."""
 
 import pytest
 from pytorch_example.kit.flower import RunFailed
@@ -62,7 +62,7 @@ PIXELS = (
 
 
 def test_pixels_follow_the_code_that_makes_them(tmp_path):
-    """The cache of `datasets` knows nothing of the functions that a function calls."""
+    """The cache of `datasets` by itself does not see a change in a function that is called."""
     app, name = copy(tmp_path), write_digits(tmp_path / "data", 28, plain, 40)
     before = float(run([BIN / "python", "-c", PIXELS.format(name)], app).stdout)
     edit(
@@ -75,7 +75,7 @@ def test_pixels_follow_the_code_that_makes_them(tmp_path):
 
 
 def test_colour_images_need_one_line(tmp_path):
-    """As the README's list of what to change says."""
+    """The line is in the README's list of what to change."""
     app = copy(tmp_path)
     edit(
         app / "pytorch_example/task.py",

@@ -1,4 +1,4 @@
-"""Models that people bring, in the place of ours, in one process; and heads of every kind."""
+"""A user's model in the place of ours, in one process; and heads of every kind."""
 
 import numpy as np
 import pytest
@@ -124,7 +124,7 @@ def bring(monkeypatch, make) -> None:
 
 
 def check(folder, history) -> dict[str, np.ndarray]:
-    """Have the loss fall and stay a number; return the best model's arrays."""
+    """Check that the loss falls and stays a number; return the best model's arrays."""
     losses = [entry["evaluate_metrics_serverapp"]["loss"] for entry in history]
     assert np.isfinite(losses).all()
     assert min(losses[1:]) < losses[0]

@@ -1,4 +1,4 @@
-"""With privacy on: clients clip, all count the same, and the average is noisy."""
+"""Privacy: clients clip, all have the same weight, and the average is noisy."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ NORM = 0.05
 
 
 def train(run_config: dict, noise: float, head: ArrayRecord | None = None) -> tuple[Message, float]:
-    """Have partition 0 train as the app does; return its reply and the length of its update."""
+    """Train partition 0 as the app does; return its reply and the length of its update."""
     changes = {"dataset": "digits", "min-partition-size": 8, "dp.noise-multiplier": noise}
     node = {"partition-id": 0, "num-partitions": 50}
     context = Context(1, 1, node, RecordDict(), run_config | changes)

@@ -1,4 +1,4 @@
-"""The README's command on Ray, with the number that it promises; and what a kill costs."""
+"""The README's command on Ray reaches the promised accuracy; a killed run resumes exactly."""
 
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def test_model_file_is_the_best_global_model(finished):
 
 
 def test_killed_and_resumed_gives_the_same_results(finished, tmp_path):
-    """SIGKILL in the middle of a round; then resume, in the same folder."""
+    """Killed in the middle of a round, then resumed in the same folder."""
     command = simulation(APP, APP / "offline.toml")
     kill(start(command, tmp_path, until=lambda log: "[ROUND 3/10]" in log))
     assert len(results(tmp_path)) in (3, 4)

@@ -1,4 +1,4 @@
-"""The server's step, and heads on their way."""
+"""The server's step, and the personal heads in messages."""
 
 import numpy as np
 import pytest

@@ -39,7 +39,7 @@ def test_auto_without_a_login_is_a_real_offline_run(no_login, run_config, tmp_pa
 
 
 def test_a_run_has_one_id_of_its_own(run_config, tmp_path):
-    """Two of one second in different folders differ; one that is resumed keeps its own."""
+    """Runs of the same second in different folders differ; a resumed run keeps its id."""
     ids = []
     for folder in ("here", "there", "here"):
         run = Run(Config.from_run_config(run_config), run_config)

@@ -2,7 +2,7 @@
 
 import logging
 
-# Retries against an unreachable Hub would bury the one line that says what to do, and bitsandbytes
-# warns in each process of a kernel for CPUs that it would have fetched from there.
+# Logs of retries would bury the line that says what to do about an unreachable Hub. bitsandbytes
+# warns in each process of a kernel for CPUs that it cannot fetch from there.
 for noisy in ("huggingface_hub", "bitsandbytes.backends.cpu.ops"):
     logging.getLogger(noisy).setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""What the server does with an adapter itself: its first values, the held-out loss, what is kept.
+"""The server's own work on adapters: first values, held-out loss, files.
 
-PyTorch and transformers take seconds to import, and a server that only averages needs neither: they
-are imported where they are used.
+PyTorch and transformers take seconds to import, and a server that only averages needs neither. So
+they are imported where they are used.
 """
 
 from collections.abc import Callable
@@ -21,33 +21,33 @@ if TYPE_CHECKING:
 
 
 class Adapters:
-    """The adapter of a run, as the server sees it."""
+    """The server's side of a run that trains an adapter."""
 
     def __init__(self, config: Config, run: Run) -> None:
         self.config, self.run = config, run
         self.rounds = config.num_server_rounds
 
     def prepare(self) -> ArrayRecord:
-        """Check what can be checked before clients start; return the first adapter in float32."""
+        """Check the settings before clients start; return the first adapter in float32."""
         check(self.config)
         from flowertune_llm import models
 
         return to_record(models.initial_adapter(self.config))
 
     def begin(self) -> None:
-        """Say what data there is, and in what is computed; keep the adapter a run may lack."""
+        """Log data and dtype; write an adapter that an interruption has left unwritten."""
         report_data(self.config)
         report_precision(self.config, self.run)
         self.save()
 
     def remarks(self) -> dict[str, str]:
-        """Have results.json tell what the server computes in."""
+        """Return the server's dtype, for results.json."""
         from flowertune_llm import models
 
         return {"dtype": models.dtype_name(self.config)}
 
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        """Test the global adapter, in the rounds for it."""
+        """Test the global adapter, if this round has a test."""
         config = self.config
         if not config.tests(server_round):
             return None
@@ -61,8 +61,8 @@ class Adapters:
         return test(config, load)
 
     def save(self) -> None:
-        """Keep the adapter, after the rounds for it."""
-        if self.config.saves(self.run.round):
+        """Write the adapter, if this round is one to keep, or the last."""
+        if self.config.saves(self.run.round) or self.run.stalled:
             self.keep()
 
     @profiler.task("adapter")  # profiler
@@ -76,7 +76,7 @@ class Adapters:
 
 
 def check(config: Config) -> None:
-    """Try what the run will need; errors name the key."""
+    """Try all that the run will need; errors name the key."""
     from flowertune_llm import dataset, models, task
 
     task.check_training_arguments(config)
@@ -88,7 +88,7 @@ def check(config: Config) -> None:
 
 
 def report_data(config: Config) -> None:
-    """Say how much data there is, and what of it is left out, if the server needs any."""
+    """Log the numbers of rows, and of those left out, if the server tests."""
     if not config.evaluate_every_round:
         return
     from flowertune_llm import dataset
@@ -102,7 +102,7 @@ def report_data(config: Config) -> None:
 
 
 def report_precision(config: Config, run: Run) -> None:
-    """Say what the server computes in: with "auto" a resumed run may go on in another dtype."""
+    """Log the server's dtype, which "auto" may change when a run is resumed elsewhere."""
     from flowertune_llm import models
 
     log(INFO, "Computing in %s; each client chooses where it runs", models.precision(config))

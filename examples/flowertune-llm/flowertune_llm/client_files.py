@@ -1,4 +1,4 @@
-"""What a client keeps on its disk between the rounds of a run."""
+"""Files of a client between the rounds of a run."""
 
 import os
 import shutil
@@ -11,11 +11,11 @@ from flowertune_llm.kit.replies import Arrays
 
 
 def folder_of(client_dir: str, run: str, partition: int) -> Path:
-    """Return where a client keeps its files of a run.
+    """Return the folder of a client's files of a run.
 
     Args:
         client_dir: the setting; empty for the user's cache folder.
-        run: its name, as the server has it.
+        run: name of the run.
         partition: the client's.
     """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -24,21 +24,21 @@ def folder_of(client_dir: str, run: str, partition: int) -> Path:
 
 
 def forget(folder: Path) -> None:
-    """Delete all of it."""
+    """Delete the folder."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 class LeftOut:
-    """What rounding has left out of a client's changes so far.
+    """The part of a client's changes that rounding has left out so far.
 
-    That of the last two rounds is kept: a round that was interrupted is trained once more.
+    It is kept for the last two rounds: an interrupted round is trained again.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def before(self, server_round: int) -> Arrays:
-        """Return what was left out by the client's last round before this one."""
+        """Return the part left out up to the client's last round before this one."""
         found = [number for number in self.rounds() if number < server_round]
         return safetensors.numpy.load_file(self.path(max(found))) if found else {}
 

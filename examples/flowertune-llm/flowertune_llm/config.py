@@ -45,7 +45,7 @@ class Config(
     seq_length: int = at_least(8, "train.seq-length")
     evaluate_every_round: int = at_least(0, "train.evaluate-every-round")
     save_every_round: int = at_least(1, "train.save-every-round", may_change=True)
-    training_arguments: tuple[tuple[str, Any], ...] = field()  # all below TRAINING_ARGUMENTS
+    training_arguments: tuple[tuple[str, Any], ...] = field()  # keys below TRAINING_ARGUMENTS
     fraction_train: float = fraction("strategy.fraction-train")
     min_replies: int = at_least(1, "strategy.min-replies", may_change=True)
     max_update_ratio: float = above(1, "strategy.max-update-ratio", may_change=True)
@@ -60,7 +60,7 @@ class Config(
 
     @classmethod
     def checked(cls, run_config: dict[str, Any]) -> dict[str, Any]:
-        """Add the training arguments, whatever they are, to what every key is checked for."""
+        """Return the checked values, with all training arguments."""
         values = super().checked(run_config)
         values["training_arguments"] = tuple(
             (name.removeprefix(TRAINING_ARGUMENTS).replace("-", "_"), value)
@@ -76,17 +76,17 @@ class Config(
         return values
 
     def at(self, partition: int) -> Self:
-        """Return the settings of one client; the server takes those of client 0 for its model."""
+        """Return the settings of one client; the server uses those of client 0."""
         name = self.model_name.replace("{partition}", str(partition))
         return replace(self, model_name=name)
 
     @property
     def outer_step(self) -> bool:
-        """Tell whether the server does more than to average."""
+        """Tell whether the server takes a step of its own after averaging."""
         return (self.outer_learning_rate, self.outer_momentum) != (1.0, 0.0)
 
     def learning_rate(self, server_round: int) -> float:
-        """Return the rate of a round: the cosine from the largest to the smallest."""
+        """Return a round's learning rate, on a cosine from the largest to the smallest."""
         done = (server_round - 1) / max(self.num_server_rounds - 1, 1)
         span = self.learning_rate_max - self.learning_rate_min
         return self.learning_rate_min + span * (1 + math.cos(math.pi * min(done, 1.0))) / 2
@@ -96,7 +96,7 @@ class Config(
         return self.in_turn(server_round, self.evaluate_every_round)
 
     def saves(self, server_round: int) -> bool:
-        """Tell whether the adapter of this round is kept."""
+        """Tell whether this round's adapter is written."""
         return server_round > 0 and self.in_turn(server_round, self.save_every_round)
 
     def in_turn(self, server_round: int, every: int) -> bool:

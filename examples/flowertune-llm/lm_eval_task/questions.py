@@ -1,4 +1,4 @@
-"""Questions of the lm-eval task beside this file: which of four answers is the right one."""
+"""Questions of the lm-eval task beside this file: find the right one of four answers."""
 
 import json
 import random
@@ -11,19 +11,19 @@ from flowertune_llm.config import Config
 from flowertune_llm.dataset import load_split
 
 CHOICES = 4
-LONGER = 1.25  # length of the longest answer to a question, in lengths of the shortest
+LONGER = 1.25  # longest answer to a question, as a multiple of the shortest
 
 
 def load(run: str = "", **_: Any) -> dict[str, Dataset]:
-    """Return the questions on the rows that a run has held out, as the split "test".
+    """Return questions on the rows that a run has held out, as the split "test".
 
     Args:
         run: the output folder of the run; its config.json names the data, the number and the seed
             of those rows.
-        _: what else lm-eval hands over: the model's name and the like.
+        _: further arguments of lm-eval, the model's name for instance.
 
     Raises:
-        RuntimeError: the folder is not that of a run, or too few rows are held out.
+        RuntimeError: the folder is not a run's, or too few rows are held out.
     """
     path = Path(run, "config.json")
     if not run or not path.is_file():
@@ -43,14 +43,14 @@ def load(run: str = "", **_: Any) -> dict[str, Dataset]:
 
 
 def questions(rows: list[tuple[str, str]], seed: int) -> list[dict[str, Any]]:
-    """Return a question for each row whose answer has enough others like it.
+    """Return a question for each row, if enough other rows have a similar answer.
 
-    Nothing but its meaning is to give the right answer away: the wrong ones are those of other
-    rows, about as long, and share as many words with the question.
+    Only its meaning shall give the right answer away. The wrong answers come from other rows, are
+    about as long, and share as many words with the question.
 
     Args:
         rows: questions and their answers.
-        seed: of the choice of the wrong answers, and of the places.
+        seed: of the choice and the order of the answers.
 
     Returns:
         `question`; `answers`, CHOICES of them; `right`, the place of the right one.
@@ -62,7 +62,7 @@ def questions(rows: list[tuple[str, str]], seed: int) -> list[dict[str, Any]]:
         asked, said = words[number]
         shortest = len(answer) / LONGER ** draw.random()  # the right one may be short or long
         wrong = {
-            other: None  # a set that keeps its order
+            other: None  # a set in order
             for (_, other), (_, others) in zip(rows, words, strict=True)
             if other != answer
             and len(asked & others) == len(asked & said)
@@ -77,6 +77,6 @@ def questions(rows: list[tuple[str, str]], seed: int) -> list[dict[str, Any]]:
 
 
 def stems(text: str) -> set[str]:
-    """Return the beginnings of the words in a text; an identifier may hold several."""
+    """Return the first letters of each word in a text; an identifier may hold several words."""
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", text)
     return {word.lower()[:4] for word in words if len(word) > 2}

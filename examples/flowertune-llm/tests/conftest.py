@@ -1,4 +1,4 @@
-"""What several tests need."""
+"""Fixtures of several tests."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def offline(run_config) -> dict[str, Any]:
 
 @pytest.fixture
 def little(small_model) -> dict[str, Any]:
-    """What makes offline.toml's settings a matter of seconds: the small model, a few steps."""
+    """Changes that make an offline run take seconds: the small model, a few steps."""
     return {
         "model.name": str(small_model),
         "test-examples": 16,

@@ -1,6 +1,6 @@
-"""A client that fails in the middle of the model, as FAULT_<partition> in the environment says.
+"""A client with a fault in the middle of the model, which FAULT_<partition> names.
 
-One of raise, nan, short.
+It is raise, nan or short.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The run config: complete, typed, refused by name where it is wrong."""
+"""The run config is complete and typed; wrong values are refused by name."""
 
 import pytest
 from flowertune_llm import task
@@ -42,7 +42,9 @@ def test_missing_key_is_named(run_config):
     [
         ("max-step", 5, "is not an argument of .* close to it: max-steps"),
         ("learning-rate", 0.1, "set train.learning-rate-max and -min instead"),
-        ("optim", "magic", "magic is not a valid OptimizerNames"),
+        ("optim", "magic", "arguments.optim: magic is not a valid OptimizerNames"),
+        ("max-steps", 1.5, "1.5 is not valid; allowed: a number of at least -1 .whole number"),
+        ("weight-decay", float("nan"), "nan is not valid; allowed: a number of at least 0"),
     ],
 )
 def test_training_arguments_are_those_of_the_library(run_config, key, value, message):
@@ -61,7 +63,7 @@ def test_learning_rate_follows_a_cosine(run_config):
 
 
 def test_what_is_averaged(run_config):
-    """Adapters where they are trained; else, or without one, whole models."""
+    """Adapters, if they are trained; else whole models."""
 
     assert not Config.from_run_config(run_config).whole_model
     for changes in ({TRAINING_ARGUMENTS + "max-steps": 0}, {"train.disable": True}):

@@ -1,4 +1,4 @@
-"""Instruction data: the same prompt for training and for questions, and only answers learnt."""
+"""Instruction data: the same prompt for training and questions, and labels for answers only."""
 
 import shutil
 
@@ -71,7 +71,7 @@ def test_answers_that_never_end_are_told(small, tmp_path, caplog, long):
 
 
 def test_token_outside_the_embedding_is_named(small, small_model, tmp_path):
-    """A tokenizer that knows more than its model."""
+    """The tokenizer has more tokens than the model's embedding."""
     folder = shutil.copytree(small_model, tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["<new>", "<pad>"])

@@ -39,7 +39,7 @@ def script() -> ModuleType:
 
 @pytest.fixture
 def call(script, monkeypatch, capsys) -> Callable[..., str]:
-    """The script's command, in this process; returns what it prints."""
+    """Function that runs the script in this process and returns its output."""
     handler = signal.getsignal(signal.SIGTERM)
 
     def call(*words: object) -> str:
@@ -53,7 +53,7 @@ def call(script, monkeypatch, capsys) -> Callable[..., str]:
 
 @pytest.fixture
 def refused(call, capsys) -> Callable[..., str]:
-    """The same for a command that is refused; returns the error."""
+    """Function that runs a command that is refused, and returns the error."""
 
     def refused(*words: object) -> str:
         with pytest.raises(SystemExit, match="2"):
@@ -74,7 +74,7 @@ def base_model(small_model: Path, folder: Path, dtype: str = "float32", **change
 
 
 def save_adapter(config: Config, folder: Path, scale: float = 0.5) -> Path:
-    """Save an adapter as a run does, with values that change what the model says."""
+    """Save an adapter as a run does, with values that change the model's answers."""
     random = np.random.default_rng(0)
     first = models.initial_adapter(config)
     arrays = {n: random.normal(0, scale, v.shape).astype("float32") for n, v in first.items()}
@@ -143,7 +143,7 @@ def test_exported_model_is_the_base_with_its_adapter(
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}])
 @pytest.mark.parametrize("tied", [True, False])
 def test_other_kinds_of_lora_are_merged(call, small_model, tmp_path, options, tied):
-    """Such as no run makes, but PEFT does."""
+    """No run makes these, but PEFT does."""
     base = base_model(small_model, tmp_path / "base", tie_word_embeddings=tied)
     lora = LoraConfig(target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", **options)
     model = get_peft_model(exported(base), lora)
@@ -266,7 +266,7 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.mark.thorough
 def test_smollm2_says_the_same(call, trained, tmp_path):
-    """In float32 to 1e-3, in the base's 16 bits with the same answer; for llama.cpp, too."""
+    """The same loss to 1e-3 in float32, the same answer in 16 bits; fit for llama.cpp."""
     config = Config.from_run_config(run_config() | offline() | SMOLLM2)
     rows, before = load_test(config), adapted(trained)
     loss, told = task.evaluate(before, rows, config)[0], answer(before, trained)

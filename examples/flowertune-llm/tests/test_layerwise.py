@@ -1,4 +1,4 @@
-"""Whole models, slice by slice: the mean of the clients' models, through faults and a full disk."""
+"""Whole models slice by slice: the mean of the clients' models, despite faults and a full disk."""
 
 import json
 import os
@@ -31,8 +31,8 @@ from flowertune_llm.layerwise.shards import (
     FILE,
     INDEX,
     Checkpoint,
-    Part,
     Shard,
+    Span,
     Tensor,
     Writer,
     open_checkpoint,
@@ -73,7 +73,7 @@ def save_models(folder: Path, dtype: torch.dtype, count: int = 3, width: int = 2
 
 @pytest.fixture
 def told(caplog):
-    """What was logged, information included."""
+    """The log, with information lines."""
     caplog.set_level("INFO", "flwr")
     return caplog
 
@@ -133,7 +133,7 @@ def test_all_at_once_makes_the_same(tmp_path, told):
 
 
 def test_client_that_fails_is_in_no_slice(tmp_path, monkeypatch, told):
-    """One raises, one sends NaN, one too little, one has another model; two are well."""
+    """One raises, one sends NaN, one too little, one has another model; two are good."""
     folders = save_models(tmp_path, torch.bfloat16, 5)
     save_models(tmp_path / "other", torch.bfloat16, 1, width=128)[0].rename(tmp_path / "site-5")
     for partition, fault in enumerate(("raise", "nan", "short"), 1):
@@ -162,7 +162,7 @@ def test_failure_can_end_the_run(tmp_path, monkeypatch):
 
 
 def assert_carries_on(folder: Path, folders: list[Path]) -> None:
-    """Resume a run that was stopped in the middle of its model, and look at what it makes."""
+    """Resume a run that was stopped in the middle of its model, and check the result."""
     path = only_run(folder)
     assert not (path / "model_1").exists()
     assert not (path / ".model_1-partial" / "config.json").exists()
@@ -267,7 +267,7 @@ def old_shards(folder: Path, gone: bool) -> None:
 
 @pytest.mark.parametrize("gone", [False, True], ids=["shards", "index"])
 def test_file_comes_before_what_an_earlier_save_has_left(tmp_path, gone):
-    """As for transformers."""
+    """transformers has the same order."""
     folders = save_models(tmp_path, torch.float32)
     old_shards(folders[2], gone)
     loaded = AutoModelForCausalLM.from_pretrained(folders[2]).state_dict()
@@ -331,7 +331,7 @@ NO_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("kind", NO_MODELS)
 def test_what_is_no_model_is_refused_by_name(kind, tmp_path):
-    """All clients have it: the run ends at once, with the cause."""
+    """All clients have the fault: the run ends at once, with the cause."""
     spoil, message = NO_MODELS[kind]
     for folder in save_models(tmp_path, torch.float32, 2, width=32):
         spoil(folder)
@@ -342,7 +342,7 @@ def test_what_is_no_model_is_refused_by_name(kind, tmp_path):
 
 @pytest.mark.parametrize("mode", ["layerwise", "all_at_once"])
 def test_what_has_no_mean_ends_the_run(mode, tmp_path, told):
-    """Whole numbers are carried over where all have the same; else it is no client's fault."""
+    """Whole numbers are carried over if all clients have the same; else the run ends."""
     alike, unlike = tmp_path / "alike", tmp_path / "unlike"
     for folder in (alike, unlike):
         for number, path in enumerate(save_models(folder, torch.float32, width=32)):
@@ -362,7 +362,7 @@ def test_what_has_no_mean_ends_the_run(mode, tmp_path, told):
 
 
 def test_last_client_s_own_model_is_not_the_result(tmp_path, monkeypatch, told):
-    """Two clients at least make a federated model, unless the user says otherwise."""
+    """A federated model needs at least two clients, unless the user sets another number."""
     folders = save_models(tmp_path, torch.bfloat16, 2)
     monkeypatch.setenv("FAULT_1", "nan")
     with pytest.raises(RunFailed, match=r"1 clients are left, strategy.min-replies = 2; .* NaN"):
@@ -375,7 +375,7 @@ def test_last_client_s_own_model_is_not_the_result(tmp_path, monkeypatch, told):
 
 
 def test_model_that_was_replaced_is_opened_anew(tmp_path):
-    """Even by one of the same size and age, by a move."""
+    """The new file was moved there, and has the same size and age."""
     path = tmp_path / FILE
     for value in (1.0, 2.0):
         save_file({"weight": torch.full((4,), value)}, tmp_path / "new")
@@ -383,12 +383,12 @@ def test_model_that_was_replaced_is_opened_anew(tmp_path):
         (tmp_path / "new").rename(path)
         source = open_checkpoint(tmp_path)
         assert source is open_checkpoint(tmp_path)
-        read = torch.frombuffer(bytearray(source.read(Part("weight", 0, 16))), dtype=torch.float32)
+        read = torch.frombuffer(bytearray(source.read(Span("weight", 0, 16))), dtype=torch.float32)
         assert read.tolist() == [value] * 4
 
 
 def test_trained_models_are_averaged_over_rounds(little, tmp_path):
-    """The whole small Llama is trained, and sent to the clients again; they keep nothing."""
+    """The whole small Llama is trained and sent to the clients again; no files stay there."""
     little |= {"model.lora.peft-lora-r": 0, "num-server-rounds": 2, "strategy.fraction-train": 1.0}
     little |= {"client-dir": str(tmp_path / "clients")}
     history = in_process(tmp_path, 2, **little)
@@ -402,7 +402,7 @@ def test_trained_models_are_averaged_over_rounds(little, tmp_path):
 
 @pytest.mark.parametrize("rank", [0, 8])
 def test_each_site_trains_the_model_in_its_own_folder(rank, little, small_model, tmp_path):
-    """All of it, or an adapter; the server takes that of site 0."""
+    """Either all weights, or an adapter; the server uses the model of site 0."""
     shutil.copytree(small_model, tmp_path / "site-0")
     shutil.copytree(small_model, tmp_path / "site-1")
     little |= {"num-server-rounds": 2, "strategy.fraction-train": 1.0}

@@ -1,4 +1,4 @@
-"""Base models in every precision, on the CPU; adapters that PEFT loads; what is refused."""
+"""Base models in every precision, on the CPU; adapters that PEFT loads; refused models."""
 
 import os
 import shutil
@@ -129,7 +129,7 @@ EMBEDDINGS = [targets for targets in TARGETS if "embed" in targets or "head" in 
 def test_adapter_leaves_the_base_as_it_is(
     small, request, tmp_path, targets, base_model, quantization
 ):
-    """Whatever is targeted: only adapter weights are made, trained, saved; the base stays."""
+    """With any targets, only adapter weights are made, trained and saved."""
     folder, close = request.getfixturevalue(base_model), 0.02 if quantization else 1e-5
     changes = {"model.name": str(folder), "model.lora.target-modules": targets}
     changes |= {"model.dtype": "float32", "model.quantization": quantization}
@@ -233,7 +233,7 @@ def call_adapter(folder: Path) -> None:
     ],
 )
 def test_base_model_that_is_not_whole_is_refused(small, small_model, tmp_path, spoil, message):
-    """Adapters on it, all of its weights, and questions to it."""
+    """For adapters on it, for training all its weights, and for questions to it."""
     spoil(folder := shutil.copytree(small_model, tmp_path / "model"))
     config = Config.from_run_config(small | {"model.name": str(folder)})
     for load in (models.load_model, lambda config: whole_models.load(config, folder)):
@@ -251,7 +251,7 @@ def test_more_tokens_than_positions_are_refused(small, tmp_path, kind):
 
 
 def test_padding_side_changes_nothing(small, small_model, tmp_path):
-    """A model with a position for each place would see other ones behind padding."""
+    """Padding on the left would shift positions of a model with one embedding for each."""
     losses = []
     for side in ("left", "right"):
         folder = tmp_path / side

@@ -1,4 +1,4 @@
-"""What a run costs: recorded in each task and message, shown by `flwr-profile`."""
+"""Costs of a run: recorded for each task and message, shown by `flwr-profile`."""
 
 import json
 import re
@@ -240,7 +240,7 @@ def test_off_records_nothing(tmp_path):
 
 
 def test_resumed_and_followed_to_its_end(tmp_path):
-    """A failed run of two rounds, resumed after the first; what follows it sees each round."""
+    """A failed run of two rounds is resumed after the first, and a follower sees each round."""
 
     def broken() -> None:
         with profiler.profiled(True, tmp_path, -1) as end_round:

@@ -1,4 +1,4 @@
-"""The offline model: converted once, and again when what converts it is another."""
+"""The offline model is converted once, and again after a change of the code or a package."""
 
 from pathlib import Path
 

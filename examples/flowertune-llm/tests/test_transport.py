@@ -1,4 +1,4 @@
-"""Adapters on the wire: bits, what rounding leaves out, and the outer step."""
+"""Adapters on the wire: encodings, error feedback, and the outer step."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import FedAvg
 
 
 def arrays(seed: int = 0, size: float = 1.0) -> dict[str, np.ndarray]:
-    """An adapter's matrices, of sizes that fill their last block, and that do not."""
+    """Matrices of an adapter, some of which do not fill their last block."""
     draw = np.random.default_rng(seed)
     shapes = {"A": (16, 576), "B": (577, 3), "short": (5,), "number": ()}
     return {n: np.asarray(size * draw.standard_normal(s), np.float32) for n, s in shapes.items()}
@@ -44,7 +44,7 @@ def test_whole_numbers_are_off_by_half_a_scale_at_most(dtype, bits, magnitude):
 
 @pytest.mark.parametrize("dtype", LEVELS)
 def test_zeros_nothing_and_no_numbers(dtype):
-    """NaN and infinity make a whole block NaN, so that the server leaves the reply out."""
+    """NaN and infinity make their whole block NaN, so the server leaves the reply out."""
     odd = {"zeros": np.zeros((3, 70), np.float32), "empty": np.zeros((0, 4), np.float32)}
     odd |= {name: np.ones(BLOCK, np.float32) for name in ("nan", "inf")}
     odd["nan"][3], odd["inf"][3] = np.nan, np.inf
@@ -65,7 +65,7 @@ def test_too_few_bytes_are_refused(dtype):
 
 @pytest.mark.parametrize("dtype", LEVELS)
 def test_nothing_that_rounding_leaves_out_is_lost(dtype):
-    """Fifty small changes beside a large one: without feedback they would all be rounded to 0."""
+    """Without feedback, fifty small changes beside a large one would be rounded to 0."""
     change = {"A": np.full(BLOCK, 0.001, np.float32)}
     change["A"][0] = 1.0
     total, left_out, alone = 0.0, {}, 0.0
@@ -94,8 +94,8 @@ def reply(values: dict[str, np.ndarray], weight: int) -> Message:
     return Message(RecordDict(content), 1, "train")
 
 
-class Nodes:
-    """A grid of two nodes, of which the strategy only asks who is there."""
+class TwoNodes:
+    """A grid with two node ids, which is all that the strategy asks for."""
 
     def get_node_ids(self) -> list[int]:
         return [1, 2]
@@ -103,16 +103,16 @@ class Nodes:
 
 @pytest.mark.parametrize(("rate", "momentum"), [(1.0, 0.0), (0.7, 0.9)])
 def test_outer_step_is_sgd_with_nesterov_momentum(rate, momentum):
-    """PyTorch's, on the negative of FedAvg's mean change; a resume in the middle changes nothing.
+    """It equals PyTorch's, on the negative of FedAvg's mean change, with a resume in between.
 
-    With 1 and 0 it is FedAvg.
+    With a rate of 1 and no momentum it is FedAvg.
     """
     ours, fedavg = DiLoCo(rate, momentum), FedAvg()
     current = to_record(arrays())
     parameter = torch.nn.Parameter(torch.from_numpy(arrays()["A"].copy()))
     sgd = torch.optim.SGD([parameter], rate, momentum, nesterov=momentum > 0)
     for server_round in range(1, 5):
-        list(ours.configure_train(server_round, current, ConfigRecord(), Nodes()))
+        list(ours.configure_train(server_round, current, ConfigRecord(), TwoNodes()))
         replies = [
             reply({n: v + moved[n] for n, v in to_numpy(current).items()}, weight)
             for weight, moved in ((1, arrays(server_round)), (3, arrays(-server_round % 99)))

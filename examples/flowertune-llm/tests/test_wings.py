@@ -1,4 +1,4 @@
-"""Wings: each can be deleted, with the lines that are marked, and the app runs without it."""
+"""Wings: each can be deleted, with the lines that its mark ends, and the app runs without it."""
 
 import compileall
 import sys

@@ -1,4 +1,4 @@
-"""The task for lm-eval: questions of which only the meaning gives the answer away."""
+"""The task for lm-eval: questions whose answers only their meaning gives away."""
 
 import importlib.util
 import json
@@ -44,7 +44,7 @@ def test_only_the_meaning_gives_the_answer_away(script):
 
 
 def test_task_asks_what_a_run_has_held_out(script, offline, tmp_path):
-    """As lm-eval calls it, with the run's folder and the model's arguments."""
+    """It is called as by lm-eval, with the run's folder and the model's arguments."""
     described = yaml.load(TASK.read_text().replace("!function ", ""), yaml.SafeLoader)
     (tmp_path / "config.json").write_text(json.dumps(offline | {"test-examples": 200}))
     assert described["custom_dataset"] == f"{script.__name__}.load"

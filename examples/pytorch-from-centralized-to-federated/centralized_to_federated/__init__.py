@@ -2,5 +2,5 @@
 
 import os
 
-# Idle OpenMP threads sleep instead of spinning: clients that share cores would starve each other.
+# OpenMP threads that wait shall sleep: spinning ones starve other clients on the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -32,6 +32,6 @@ class Config(Settings):
 
     @property
     def how(self) -> tuple[str, float, int, int, str]:
-        """How the data is split between clients, as `task.split` takes it."""
+        """The settings of the split between clients: the last arguments of `task.split`."""
         sizes = (self.dirichlet_alpha, self.min_partition_size)
         return self.partitioning, *sizes, self.seed, self.test_split

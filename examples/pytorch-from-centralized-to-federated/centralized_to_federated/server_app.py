@@ -30,7 +30,7 @@ def main(grid: Grid, context: Context) -> None:
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 
     strategy = FedAvgM(server_momentum=config.server_momentum)
-    strategy.server_opt = True  # the same arithmetic whatever the momentum
+    strategy.server_opt = True  # same arithmetic with and without momentum
 
     def check(num_partitions: int) -> None:
         for parts in task.split(config.dataset, num_partitions, *config.how):

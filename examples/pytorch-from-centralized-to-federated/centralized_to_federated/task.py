@@ -1,4 +1,4 @@
-"""The project itself: networks, data, training and testing. Plain PyTorch, as it was before."""
+"""The project itself: networks, data, training and testing. Plain PyTorch, as before Flower."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -62,12 +62,12 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 def build(network: str, num_classes: int, seed: int) -> nn.Module:
     """Return a new network; the same seed gives the same weights."""
     torch.manual_seed(seed)
-    # On the CPU this layout of memory makes training and testing faster.
+    # This memory layout makes training and testing on the CPU faster.
     return NETWORKS[network](num_classes).to(device(), memory_format=torch.channels_last)
 
 
 def device() -> torch.device:
-    """Return the GPU that this process may use, else the CPU."""
+    """Return the GPU if this process may use one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -94,7 +94,7 @@ def train(
     inputs, labels = data.images.to(device()), data.labels.to(device())
     optimizer = torch.optim.SGD(network.parameters(), learning_rate, momentum=momentum, fused=True)
     total_loss = torch.zeros((), device=device())
-    hidden = None if progress else True  # None: hidden where there is no terminal
+    hidden = None if progress else True  # None hides it if there is no terminal
     with tqdm(total=epochs * len(labels), unit=" images", disable=hidden) as bar:
         for _ in range(epochs):
             for batch in batches(len(labels), batch_size, device()):
@@ -130,13 +130,13 @@ def load(dataset: str, split: str, test_split: str = "test") -> Examples:
     Args:
         dataset: "digits", a local folder, or a Hub name.
         split: "train" or "test".
-        test_split: the name of the latter, or the share of the former held out for it, "20%".
+        test_split: name of the split for tests, or the share of "train" held out for them, "20%".
     """
     return to_examples(images.load_pixels(dataset, split, IMAGE_SIZE, CHANNELS, test_split))
 
 
 def check(dataset: str, test_split: str = "test") -> None:
-    """Raise what is wrong with the data, and say what is left out of it."""
+    """Raise an error if the data cannot be used, and log which images are left out."""
     images.check_pixels(dataset, IMAGE_SIZE, CHANNELS, test_split)
 
 
@@ -153,8 +153,8 @@ def to_examples(data: Dataset) -> Examples:
 def load_partition(
     dataset: str, partition_id: int, num_partitions: int, *how: Any
 ) -> tuple[Examples, Examples]:
-    """Load one client's training and test examples, once for each process; `how` as for `split`."""
-    if how[0] == "same":  # and the same tensors
+    """Load one client's training and test examples, once for each process; `how` as in `split`."""
+    if how[0] == "same":  # all clients share the same tensors
         return load(dataset, "train", *how[4:]), load(dataset, "test", *how[4:])
     training, test = split(dataset, num_partitions, *how)
     return to_examples(training.load(partition_id)), to_examples(test.load(partition_id))
@@ -172,9 +172,9 @@ def split(
 ) -> tuple[Parts, Parts]:
     """Split the data between clients.
 
-    "same" gives each client all data; "iid" an equal share of both, at random; "dirichlet" a share
-    of the training data in which classes differ from client to client, and an equal share of the
-    test data.
+    "same" gives each client all data. "iid" gives each an equal, random share of the training and
+    of the test data. "dirichlet" gives each its own shares of the training classes, and an equal,
+    random share of the test data.
     """
     training, test = (
         images.load_pixels(dataset, part, IMAGE_SIZE, CHANNELS, test_split)
@@ -188,5 +188,5 @@ def split(
 
 
 def derive_seed(seed: int, server_round: int = 1, partition_id: int = 0) -> int:
-    """Return an independent seed for each round and client; by default, the centralised one."""
+    """Return an independent seed for each round and client; by default that of cifar.py."""
     return int(np.random.SeedSequence((seed, server_round, partition_id)).generate_state(1)[0])

@@ -1,6 +1,6 @@
-"""A client that fails in training as FAULT_<partition> in the environment says.
+"""A client with a fault in training, which FAULT_<partition> in the environment names.
 
-One of raise, nan, shape, enormous, or sleep:<file> (for ever, the first time; the file holds the
+It is raise, nan, shape, enormous, or sleep:<file> (for ever, the first time; the file gets the
 process's id).
 """
 

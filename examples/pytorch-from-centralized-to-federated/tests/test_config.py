@@ -1,4 +1,4 @@
-"""This example's own settings, the same as cifar.py's; how they work is tested with the kit."""
+"""This example's own settings are those of cifar.py; the kit tests how settings work."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""What people bring: images of other modes, labels of other kinds, more clients than images."""
+"""A user's data: images of other modes, labels of other kinds, more clients than images."""
 
 import pytest
 from centralized_to_federated.kit.flower import RunFailed
@@ -58,7 +58,7 @@ def test_too_many_clients_are_refused_by_the_server(clients, partitioning, messa
 
 @pytest.mark.parametrize("network", ["compact", "tutorial"])
 def test_grey_images_need_one_line(network, tmp_path):
-    """As the README's list of what to change says."""
+    """The line is in the README's list of what to change."""
     app = copy(tmp_path)
     path = app / "centralized_to_federated/task.py"
     edit(path, "IMAGE_SIZE, CHANNELS = 32, 3", "IMAGE_SIZE, CHANNELS = 28, 1")

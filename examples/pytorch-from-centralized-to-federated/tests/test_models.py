@@ -1,4 +1,4 @@
-"""Models that people bring, in the place of ours: any state dict trains, and stays a model."""
+"""A user's model in the place of ours: any state dict trains, and stays a model."""
 
 import numpy as np
 import pytest

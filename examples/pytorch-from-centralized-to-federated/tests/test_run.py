@@ -1,18 +1,16 @@
-"""The README's commands, with the numbers that it promises; and runs in one process."""
+"""The README's commands reach the promised accuracy; and runs in one process."""
 
 import os
 import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 from centralized_to_federated import task
-from centralized_to_federated.kit.flower import RunFailed
 from centralized_to_federated.kit.testing import (
     APP,
     BIN,
@@ -28,10 +26,7 @@ from centralized_to_federated.kit.testing import (
     run_as_the_readme_says,
     simulation,
     start,
-    stop_at,
 )
-
-from . import faulty_client
 
 # The numbers that the README promises: digits offline, and CIFAR-10.
 OFFLINE_ACCURACY, OFFLINE_TOLERANCE = 0.98, 0.015
@@ -62,31 +57,9 @@ def test_run_leaves_what_the_readme_says(finished):
     assert task.evaluate(model, task.load("digits", "test"))[1] == pytest.approx(best, abs=1e-6)
 
 
-def test_centralised_and_federated_are_the_same_training(tmp_path):
-    """`python cifar.py`, and one client that holds all data for one round: the same network."""
-    done = run([sys.executable, APP / "cifar.py", "--dataset", "digits", "--epochs", 2], tmp_path)
-    assert done.returncode == 0, done.stdout
-    loss, accuracy = re.search(r"Test loss: (.*), accuracy: (.*)", done.stdout).groups()
-
-    history = in_process(tmp_path, 1, num_server_rounds=1, local_epochs=2, min_replies=1)
-    federated = history[1]["evaluate_metrics_serverapp"]
-    assert federated["loss"] == pytest.approx(float(loss), abs=1e-3)
-    assert federated["accuracy"] == pytest.approx(float(accuracy), abs=0.003)  # an image
-
-    network, start = (task.build("compact", 10, 42) for _ in range(2))
-    settings = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "momentum": 0.9}
-    task.train(network, task.load("digits", "train"), **settings, seed=task.derive_seed(42))
-    model = safetensors.torch.load_file(only_run(tmp_path) / "model.safetensors")
-    for name, value in network.state_dict().items():
-        # Another number of threads rounds differently, which makes up to 2 % of what was learnt;
-        # another order of the images makes half of it, and more.
-        learnt = (value - start.state_dict()[name]).norm()
-        assert (value - model[name]).norm() < 0.05 * learnt
-
-
 @pytest.mark.thorough
 def test_killed_and_resumed_gives_the_same_results(finished, tmp_path):
-    """SIGKILL in the middle of a round; then resume, in the same folder."""
+    """Killed in the middle of a round, then resumed in the same folder."""
     command = simulation(APP, APP / "offline.toml")
     kill(start(command, tmp_path, until=lambda log: "[ROUND 3/5]" in log))
     assert len(results(tmp_path)) in (3, 4)
@@ -96,37 +69,6 @@ def test_killed_and_resumed_gives_the_same_results(finished, tmp_path):
     assert done.returncode == 0, done.stdout
     assert "Resuming after round" in done.stdout
     assert results(tmp_path) == results(finished)[:6]
-
-
-def test_interrupted_and_resumed_gives_the_same_results(tmp_path):
-    settings = {"num_server_rounds": 2, "partitioning": "iid", "server_momentum": 0.5}
-    whole = in_process(tmp_path / "whole", 4, **settings)
-    with pytest.raises(KeyboardInterrupt):
-        in_process(tmp_path / "stopped", 4, stop_at(15), **settings)
-    folder = str(only_run(tmp_path / "stopped"))
-    assert in_process(tmp_path / "stopped", 4, **settings, resume_from=folder) == whole
-
-
-def test_bad_clients_cost_their_contribution_and_too_few_end_the_run(tmp_path, monkeypatch, caplog):
-    """Of six clients four misbehave: with min-replies 2 the run goes on, with 3 it ends."""
-    faults = {"raise": "the disk is full", "nan": "0.weight holds NaN or infinity"}
-    faults["shape"] = "0.weight has shape (31, 3, 3, 3), not (32, 3, 3, 3)"
-    faults["enormous"] = "times as long as the median"
-    for partition, fault in enumerate(faults, start=1):
-        monkeypatch.setenv(f"FAULT_{partition}", fault)
-    settings = {"num_server_rounds": 1, "partitioning": "iid"}
-    with pytest.raises(RunFailed, match="round 1: 2 of 6 training replies can be used, min-replie"):
-        in_process(tmp_path, 6, faulty_client.app, **settings, min_replies=3)
-    folder = str(only_run(tmp_path))
-    assert f"round 0 is safe: resume-from='{folder}'" in caplog.text
-
-    history = in_process(tmp_path, 6, faulty_client.app, **settings, resume_from=folder)
-    for partition, problem in enumerate(faults.values(), start=1):
-        line = f"Partition {partition} left out of training: "
-        told = [r.getMessage() for r in caplog.records if r.getMessage().startswith(line)]
-        assert all(problem in text for text in told)
-        assert told
-    assert [c["partition"] for c in history[1]["clients"] if "train_loss" in c] == [0, 5]
 
 
 def commands_of_the_readme(section: str) -> list[list[str]]:
@@ -139,8 +81,8 @@ def commands_of_the_readme(section: str) -> list[list[str]]:
 def four_terminals(app: Path, folder: Path) -> bool:
     """Run the commands of the README's Deploy section; False if Flower lost a message.
 
-    Flower 1.25 loses one that a SuperNode fetches while it is still being uploaded, and the round
-    then waits for a reply that never comes: see docs/troubleshooting.md.
+    Flower 1.25 loses a message that a SuperNode fetches during its upload, and the round then waits
+    for a reply that never comes: see docs/troubleshooting.md.
     """
     *parts, start = commands_of_the_readme("Deploy")
     assert [words[0] for words in parts] == ["flower-superlink", *["flower-supernode"] * 2]
@@ -157,7 +99,7 @@ def four_terminals(app: Path, folder: Path) -> bool:
                     start_new_session=True,
                 )
             started.append(process)
-            time.sleep(5)  # as long as it takes to open the next terminal
+            time.sleep(5)  # the time to open the next terminal
         deadline = time.monotonic() + 600
         while started[-1].poll() is None:
             if any("recv cannot be zero" in log.read_text() for log in logs):

@@ -1,4 +1,4 @@
-"""What several tests need."""
+"""Fixtures of several tests."""
 
 import dataclasses
 from collections.abc import Callable
@@ -29,9 +29,9 @@ def offline(run_config, tmp_path) -> Callable[..., Config]:
 
 @pytest.fixture
 def bright(tmp_path, monkeypatch) -> Callable[[float], str]:
-    """Save weights of a model "bright", which sees what is brighter than a threshold.
+    """Save weights of a model "bright", whose features are the pixels above a threshold.
 
-    White is 1 to it with the normalization "half", and more than 2 with "imagenet".
+    White is 1 with the normalization "half", and more than 2 with "imagenet".
     """
 
     def build() -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""This example's own settings; how settings work is tested with the kit."""
+"""This example's own settings; the kit tests how settings work."""
 
 import pytest
 from vit_finetune.config import Config

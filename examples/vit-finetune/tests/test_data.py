@@ -1,4 +1,4 @@
-"""What people bring: images of other modes, labels of other kinds, more clients than images."""
+"""A user's data: images of other modes, labels of other kinds, more clients than images."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ SMALL = {"num_server_rounds": 1, "image_size": 32}
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    """Have each test compute features of its own; the datasets stay where they are."""
+    """Give each test its own cache of features, but not of datasets."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "features"))
 
 

@@ -1,4 +1,4 @@
-"""Images: partitions, labels, and what is wrong with a dataset in one line."""
+"""Images: partitions, labels, and errors of a dataset in one line."""
 
 import pytest
 import torch

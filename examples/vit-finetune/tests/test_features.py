@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from vit_finetune import dataset, task
-from vit_finetune.features import CachedFeatures, FeatureCache, LiveFeatures, Report
+from vit_finetune.features import CachedFeatures, FeatureCache, LiveFeatures, Reading
 from vit_finetune.kit import testing
 from vit_finetune.models import BUILDERS, Backbone
 
@@ -29,10 +29,10 @@ def cache(folder: Path) -> FeatureCache:
 
 
 def test_features_are_computed_once(tmp_path):
-    first, report = cache(tmp_path).load(images())
-    assert report.computed == len(images())
-    again, report = cache(tmp_path).load(images())
-    assert report.computed == 0
+    first, reading = cache(tmp_path).load(images())
+    assert reading.computed == len(images())
+    again, reading = cache(tmp_path).load(images())
+    assert reading.computed == 0
     assert torch.equal(first.features, again.features)
     assert torch.equal(again.labels, images().labels)
     crops = torch.stack([BACKBONE.central_crop(images().decode(row)) for row in range(5)])
@@ -44,8 +44,8 @@ def test_another_partitioning_computes_nothing_twice(tmp_path):
         cache(tmp_path).load(images(i))
     for i, partitioning in ((0, "iid"), (3, "dirichlet")):
         other = images(i, seed=7, partitioning=partitioning)
-        source, report = cache(tmp_path).load(other)
-        assert report.computed == 0
+        source, reading = cache(tmp_path).load(other)
+        assert reading.computed == 0
         crop = BACKBONE.central_crop(other.decode(0))
         torch.testing.assert_close(source.features[:1], BACKBONE.features(crop[None]))
 
@@ -53,8 +53,8 @@ def test_another_partitioning_computes_nothing_twice(tmp_path):
 def test_another_backbone_has_other_features(tmp_path):
     cache(tmp_path).load(images())
     other = Backbone("vit_tiny", "none", "half", 32, "float32", seed=1)
-    _, report = FeatureCache(str(tmp_path), other, 32).load(images())
-    assert report.computed == len(images())
+    _, reading = FeatureCache(str(tmp_path), other, 32).load(images())
+    assert reading.computed == len(images())
 
 
 def edited(folder: Path, files: dict[str, str]) -> Path:
@@ -67,10 +67,10 @@ def edited(folder: Path, files: dict[str, str]) -> Path:
 
 
 @pytest.fixture
-def load_in(tmp_path, monkeypatch) -> Iterator[Callable[[Path], tuple[CachedFeatures, Report]]]:
-    """Load features as an app in a folder does, of the same images, in the same cache."""
+def load_in(tmp_path, monkeypatch) -> Iterator[Callable[[Path], tuple[CachedFeatures, Reading]]]:
+    """Load the same images' features from the same cache, as an app in a given folder does."""
 
-    def load(app: Path) -> tuple[CachedFeatures, Report]:
+    def load(app: Path) -> tuple[CachedFeatures, Reading]:
         with monkeypatch.context() as patch:
             for name in [name for name in sys.modules if name.split(".")[0] == "vit_finetune"]:
                 patch.delitem(sys.modules, name)
@@ -109,11 +109,11 @@ EDITS = {
 def test_features_of_other_code_are_never_used(load_in, tmp_path, edit):
     first, _ = load_in(testing.APP)
     app = edited(tmp_path, EDITS[edit])
-    other, report = load_in(app)
-    assert report.computed == len(other.labels) == len(first.labels)
+    other, reading = load_in(app)
+    assert reading.computed == len(other.labels) == len(first.labels)
     assert (other.features - first.features).abs().mean() > 0.01
-    again, report = load_in(app)
-    assert report.computed == 0
+    again, reading = load_in(app)
+    assert reading.computed == 0
     assert torch.equal(again.features, other.features)
     assert load_in(testing.APP)[1].computed == 0  # it still has its own
 
@@ -121,15 +121,15 @@ def test_features_of_other_code_are_never_used(load_in, tmp_path, edit):
 @pytest.mark.parametrize("file", ["models.py", "dataset.py", "features.py", "kit/images.py"])
 def test_each_file_that_decides_features_counts(load_in, tmp_path, file):
     load_in(testing.APP)
-    _, report = load_in(edited(tmp_path, {file: "# something else"}))
-    assert report.computed == 72
+    _, reading = load_in(edited(tmp_path, {file: "# something else"}))
+    assert reading.computed == 72
 
 
 def test_an_edited_head_or_server_computes_nothing_anew(load_in, tmp_path):
     load_in(testing.APP)
     files = ("task.py", "server_app.py", "client_app.py", "kit/loop.py")
-    _, report = load_in(edited(tmp_path, dict.fromkeys(files, "# something else")))
-    assert report.computed == 0
+    _, reading = load_in(edited(tmp_path, dict.fromkeys(files, "# something else")))
+    assert reading.computed == 0
 
 
 def test_code_of_layers_from_elsewhere_counts(tmp_path, monkeypatch):
@@ -153,11 +153,11 @@ def test_damaged_file_is_rebuilt_and_never_used(tmp_path, damage):
     content = bytearray(path.read_bytes())
     if damage == "one bit":
         content[-1000] ^= 1
-    path.unlink()  # not in place: `whole` is mapped from the file
+    path.unlink()  # not overwritten: `whole` is mapped from the file
     path.write_bytes({"cut short": content[:-1000], "empty": b""}.get(damage, content))
-    rebuilt, report = cache(tmp_path).load(images())
-    assert report.computed == len(images())
-    assert f"cache file {path} is damaged and was rebuilt" in report.notes[0]
+    rebuilt, reading = cache(tmp_path).load(images())
+    assert reading.computed == len(images())
+    assert f"cache file {path} is damaged and was rebuilt" in reading.notes[0]
     assert torch.equal(rebuilt.features, expected)
     assert cache(tmp_path).load(images())[1].notes == []
 
@@ -223,10 +223,10 @@ def test_missing_files_and_empty_cells_are_skipped_too(folder_with_bad_image, tm
     rows = [{"image": row["image"], "label": row["label"]} for row in data]
     rows[-2]["image"] = None  # the last is cut short anyway
     data = data.from_list(rows, features=data.features)
-    source, report = cache(tmp_path).load(dataset.to_images(data))
-    assert (report.skipped, len(source.labels)) == (4, 8)
-    assert "(lily-0.png): [Errno 2] No such file" in report.notes[0]
-    assert "row 10: " in report.notes[-2]
+    source, reading = cache(tmp_path).load(dataset.to_images(data))
+    assert (reading.skipped, len(source.labels)) == (4, 8)
+    assert "(lily-0.png): [Errno 2] No such file" in reading.notes[0]
+    assert "row 10: " in reading.notes[-2]
 
 
 @pytest.mark.parametrize("feature_cache", [True, False])
@@ -237,10 +237,10 @@ def test_unreadable_images_are_skipped_counted_and_named(
     for _ in range(2):  # computed, then from the cache
         task.load_partition.cache_clear()
         data = task.load_partition(config, 0, 1)
-        assert data.report.skipped == 2
+        assert data.reading.skipped == 2
         assert len(data.training.labels) + len(data.held_out.labels) == 10
         assert data.num_classes == 2
-        notes = " ".join(data.report.notes)
+        notes = " ".join(data.reading.notes)
         assert "(lily-3.png): cannot identify image file" in notes
         assert "(rose-5.png): " in notes
 
@@ -288,7 +288,7 @@ def test_more_room_than_there_is_is_refused_before_any_work(tmp_path):
 
 
 def test_cached_and_uncached_training_agree(tmp_path):
-    """The central crop, so the same inputs: the heads come out the same."""
+    """With the central crop both have the same inputs, and make the same head."""
     cached, _ = cache(tmp_path).load(images())
     live = LiveFeatures(images(), torch.arange(len(images())), BACKBONE, 1.0, 32)
     heads, losses = [], []

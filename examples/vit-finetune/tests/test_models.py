@@ -1,4 +1,4 @@
-"""Backbones: any model by its name, transforms and download path; files that fit, and others."""
+"""Backbones: any model by its name, transforms, downloads; files that fit, and others."""
 
 import pickle
 import re
@@ -40,7 +40,7 @@ def test_every_classifier_of_torchvision_has_a_name():
     ],
 )
 def test_features_are_what_the_models_head_gets(name, head, width):
-    """torchvision's whole model, with the same random weights, is the model of what is right."""
+    """They are compared with torchvision's whole model, with the same random weights."""
     backbone = Backbone(name, "none", "half", 64, "float32", seed=1)
     assert (backbone.head, backbone.width) == (head, width)
     torch.manual_seed(1)
@@ -56,7 +56,7 @@ def test_features_are_what_the_models_head_gets(name, head, width):
 
 
 class OwnModel(nn.Module):
-    """A small model, of layers whose shapes and values are known only by running it."""
+    """A small model with lazy shapes and computed values, which show only when it runs."""
 
     def __init__(self, softmax: bool = False) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ def test_transform_is_the_published_one():
     image = random_image(300, 400)
     expected = models.ViT_B_16_Weights.IMAGENET1K_V1.transforms()(image)
     seen = []
-    backbone.module = lambda batch: seen.append(batch)  # what the model is given
+    backbone.module = lambda batch: seen.append(batch)  # the model's input
     backbone.precision = "float32"
     backbone.features(backbone.central_crop(image)[None])
     torch.testing.assert_close(seen[0][0], expected)
@@ -294,7 +294,7 @@ def test_wrong_names_list_the_right_ones():
 
 @pytest.mark.parametrize("name", ["vit_b_32", "resnet18", "densenet121", "mnasnet0_5", "googlenet"])
 def test_published_weights_come_from_torch_hubs_folder(tmp_path, monkeypatch, name):
-    """As torchvision itself loads and transforms, from a file of the published name and kind."""
+    """A file of the published name and kind is loaded and transformed as by torchvision."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
@@ -304,7 +304,7 @@ def test_published_weights_come_from_torch_hubs_folder(tmp_path, monkeypatch, na
     state = whole.state_dict()
     if name == "densenet121":  # the names of PyTorch 0.3
         state = {re.sub(r"(denselayer\d+\.\w+)([12]\.)", r"\1.\2", k): v for k, v in state.items()}
-    if name != "mnasnet0_5":  # nor had it counters; lately it has
+    if name != "mnasnet0_5":  # it had no counters either
         state = {k: v for k, v in state.items() if "num_batches_tracked" not in k}
     torch.save(state, folder / weights.url.rpartition("/")[2])
 

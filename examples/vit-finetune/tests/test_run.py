@@ -1,4 +1,4 @@
-"""The README's command on Ray, with the number that it promises; and runs in one process."""
+"""The README's command on Ray reaches the promised accuracy; and runs in one process."""
 
 import os
 import re
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from flwr.app import Array, MessageType
+from flwr.app import Array
 from torch import nn
 from torchvision import models
 from vit_finetune import dataset
@@ -22,7 +22,6 @@ from vit_finetune.kit.testing import (
     posix_only,
     results,
     run_as_the_readme_says,
-    stop_at,
 )
 from vit_finetune.models import Backbone
 
@@ -83,7 +82,7 @@ def test_only_the_head_travels(finished):
 
 
 def test_model_file_fits_torchvision(finished):
-    """The saved head, put on the backbone as torchvision names it, gives the best accuracy."""
+    """The saved head gives the best accuracy, when torchvision's model loads it."""
     path = only_run(finished[0])
     backbone = Backbone("vit_tiny", "none", "imagenet", 64, seed=42)
     model = backbone.module
@@ -102,7 +101,7 @@ def test_model_file_fits_torchvision(finished):
 
 
 def test_another_backbone_by_its_name(tmp_path, caplog):
-    """The saved head, put on torchvision's ResNet, gives the best accuracy of the run."""
+    """The saved head gives the run's best accuracy, when torchvision's ResNet loads it."""
     settings = {"model__name": "resnet18", "image_size": 32, "precision": "float32"}
     settings |= {"num_server_rounds": 3, "model__normalization": "half"}
     history = in_process(tmp_path, 4, **settings)
@@ -146,20 +145,9 @@ def test_normalization_is_doubted_where_another_suits(
     assert ("suits" in caplog.text) == told
 
 
-@pytest.mark.parametrize("stop", [9, 26])  # while features are extracted, while heads are trained
-def test_interrupted_and_resumed_gives_the_same_results(stop, tmp_path):
-    settings = {"num_server_rounds": 3, "partitioning": "dirichlet"}
-    whole = in_process(tmp_path / "whole", 8, **settings)
-    with pytest.raises(KeyboardInterrupt):
-        in_process(tmp_path / "stopped", 8, stop_at(stop), **settings)
-    folder = str(only_run(tmp_path / "stopped"))
-    assert in_process(tmp_path / "stopped", 8, **settings, resume_from=folder) == whole
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"momentum": 2.0}, r"momentum = 2.0 is not valid; allowed: a number in \[0, 1\)"),
         (
             {"model__weights": str(APP / "offline.toml")},
             "not a state dict that can be read safely",
@@ -176,58 +164,26 @@ def test_bad_value_ends_the_run_before_it_starts(tmp_path, changes, message):
     assert not (tmp_path / "outputs").exists()
 
 
-FAULTS = ("raise", "nan", "shape", "extract", "sums")
-PROBLEMS = {
-    0: "the disk is full",
-    1: "weight holds NaN or infinity",
-    2: "weight has shape (9, 192), not (10, 192)",
-    3: "it is not ready",
-}
-
-
 def misbehave(message, context, answer):
-    """Have the first five clients misbehave: when they extract, or in training from round 2 on."""
+    """Have client 0 fail to extract, and client 1 send sums that are NaN."""
     kind, partition = message.metadata.message_type, context.node_config["partition-id"]
-    fault = FAULTS[partition] if partition < len(FAULTS) else None
-    if fault == "extract" and kind.endswith("extract"):
+    if partition == 0 and kind.endswith("extract"):
         raise OSError("the camera is broken")
     reply = answer()
-    if fault == "sums" and "moments" in reply.content:
+    if partition == 1 and reply.has_content() and "moments" in reply.content:
         moments = reply.content["moments"]
         moments["sum"] = Array(moments["sum"].numpy() * np.nan)
-    if kind != MessageType.TRAIN or message.content["config"]["server-round"] < 2:
-        return reply
-    if fault == "raise":
-        raise OSError("the disk is full")
-    weight = reply.content["arrays"]["weight"].numpy().copy()
-    if fault == "nan":
-        weight[3, 7] = float("nan")
-    reply.content["arrays"]["weight"] = Array(weight[:-1] if fault == "shape" else weight)
     return reply
 
 
-def test_bad_clients_cost_their_contribution_and_too_few_end_the_run(tmp_path, caplog):
-    """Of six clients five misbehave: with min-replies 2 the run goes on, with 3 it ends.
-
-    The head starts in closed form, so that sums of every class are on the way, too.
-    """
-    settings = {"num_server_rounds": 3, "fraction_train": 1.0, "head_start": "closed-form"}
-    with pytest.raises(RunFailed, match="round 2: 2 of 5 training replies can be used, min-repl"):
-        in_process(tmp_path, 6, Faulty(misbehave), **settings, min_replies=3)
+def test_clients_without_features_or_sums_are_left_out_of_the_closed_form(tmp_path, caplog):
+    settings = {"num_server_rounds": 1, "fraction_train": 1.0, "head_start": "closed-form"}
+    history = in_process(tmp_path, 4, Faulty(misbehave), **settings)
     assert "the camera is broken" in caplog.text
-    assert "Partition 4: its sums over features hold NaN or infinity: ['sum']" in caplog.text
-    assert results(tmp_path)[0]["evaluate_metrics_serverapp"]["accuracy"] > 0.8
-    folder = only_run(tmp_path)
-    assert f"round 1 is safe: resume-from='{folder}'" in caplog.text
-
-    again = settings | {"min_replies": 2, "resume_from": str(folder)}
-    history = in_process(tmp_path, 6, Faulty(misbehave), **again)
-    for partition, problem in PROBLEMS.items():
-        line = f"Partition {partition} left out of training: "
-        told = [r.getMessage() for r in caplog.records if r.getMessage().startswith(line)]
-        assert any(problem in text for text in told)
-    assert [client["partition"] for client in history[3]["clients"]] == [0, 1, 2, 4, 5]
-    assert history[3]["evaluate_metrics_serverapp"]["loss"] < 10
+    assert "Partition 0 left out of training: it is not ready" in caplog.text
+    assert "Partition 1: its sums over features hold NaN or infinity: ['sum']" in caplog.text
+    assert history[0]["evaluate_metrics_serverapp"]["accuracy"] > 0.8
+    assert [client["partition"] for client in history[1]["clients"]] == [1, 2, 3]
 
 
 def test_real_flowers_with_real_weights(real_data, tmp_path):

@@ -2,7 +2,7 @@
 
 import os
 
-# Idle OpenMP threads sleep instead of spinning: clients that share cores would starve each other.
+# OpenMP threads that wait shall sleep: spinning ones starve other clients on the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Large tensors in pages of 2 MiB: a forward pass on the CPU spends less time on fetching memory.
+# Memory pages of 2 MiB for large tensors make a forward pass on the CPU faster.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

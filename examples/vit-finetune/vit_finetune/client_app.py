@@ -17,16 +17,16 @@ app.query()(identify)
 
 @app.query("extract")
 def extract(message: Message, context: Context) -> Message:
-    """Have the features ready; report what was computed, and the features' moments if asked."""
+    """Load the features; reply what was computed, with the features' moments if asked for."""
     config = Config.from_run_config(context.run_config)
     data = load_data(config, context)
-    report = data.report
+    reading = data.reading
     metrics = {
         "images": len(data.training.labels) + len(data.held_out.labels),
-        "computed": report.computed,
-        "skipped": report.skipped,
+        "computed": reading.computed,
+        "skipped": reading.skipped,
     }
-    notes = ConfigRecord({"notes": report.notes or ["none"]})
+    notes = ConfigRecord({"notes": reading.notes or ["none"]})
     content = RecordDict({"metrics": MetricRecord(metrics), "notes": notes})
     if message.content["config"]["moments"]:
         moments = task.moments(data.training)

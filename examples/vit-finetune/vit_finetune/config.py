@@ -49,5 +49,5 @@ class Config(Settings):
 
     @property
     def closed_form(self) -> bool:
-        """Whether clients send what the head can be solved from, before the first round."""
+        """Whether the head is solved from sums of all clients before the first round."""
         return self.head_start == "closed-form"

@@ -31,7 +31,7 @@ class Images:
 
     @property
     def fingerprint(self) -> str:
-        """Name the data as `datasets` does: by the files it came from and what was done to it."""
+        """Name of the data by `datasets`: it depends on the files and on each step since."""
         return self.data._fingerprint
 
     def encoded(self, row: int) -> bytes:
@@ -40,33 +40,33 @@ class Images:
         return image["bytes"] or Path(image["path"]).read_bytes()
 
     def digest(self, row: int) -> bytes:
-        """Return 16 bytes that stand for the image's content, for its name if it has none."""
+        """Return a digest of the image's content in 16 bytes; of its name if it has no content."""
         try:
             content = self.encoded(row)
-        except (OSError, TypeError):  # a missing file, an empty cell: `decode` will say so
+        except (OSError, TypeError):  # missing file or empty cell: `decode` raises the error
             content = self.name(row).encode()
         return hashlib.sha256(content).digest()[:16]
 
     def name(self, row: int) -> str:
-        """Return what tells the user which image it is: its row, and its file if there is one."""
+        """Return an image's name for the user: its row, and its file if there is one."""
         return pixels.name_of(self.data[row]["image"], row)
 
     def decode(self, row: int) -> Image.Image:
         """Return an RGB image, upright.
 
         Raises:
-            UnreadableImage: names the image and the reason.
+            UnreadableImage: the text names the image and the reason.
         """
         return pixels.open_image(self.data[row]["image"], row, "RGB")
 
 
 def load_split(dataset: str, split: str, test_split: str = "test") -> Dataset:
-    """Return the columns `image`, as encoded, and `label`.
+    """Return the columns `image`, still encoded, and `label`.
 
     Args:
         dataset: "digits", a local folder, or a Hub name.
         split: "train" or "test".
-        test_split: the name of the latter, or the share of the former held out for it, "20%".
+        test_split: name of the split for tests, or the share of "train" held out for them, "20%".
     """
     return images.load_images(dataset, split, DIGITS_SIZE, 3, test_split)
 
@@ -93,12 +93,12 @@ def split(
     seed: int,
     test_split: str = "test",
 ) -> Parts:
-    """Split the training images evenly at random, or so that classes differ between clients."""
+    """Split the training images evenly at random, or with other classes for each client."""
     training = load_split(dataset, "train", test_split)
     return Parts(training, num_partitions, partitioning, seed, alpha, min_partition_size)
 
 
 @lru_cache
 def load_partition(dataset: str, partition_id: int, num_partitions: int, *how: Any) -> Images:
-    """Load one client's images, once for each process; `how` they are split as for `split`."""
+    """Load one client's images, once for each process; `how` as in `split`."""
     return to_images(split(dataset, num_partitions, *how).load(partition_id))

@@ -1,4 +1,4 @@
-"""Features before heads: the server has clients extract them, and adds up what describes them."""
+"""Feature extraction before training: clients extract, the server adds up statistics."""
 
 import time
 from collections.abc import Collection, Iterable
@@ -23,12 +23,12 @@ EXTRACT = f"{MessageType.QUERY}.extract"
 
 
 class WithFeatures(Strategy):
-    """A wrapper, for any strategy, around clients that extract features before they train.
+    """A wrapper around any strategy, for clients that extract features before they train.
 
-    With each model it sends the statistics by which all heads standardise features.
+    With each head it sends the statistics that standardise features, the same for all clients.
 
     Args:
-        strategy: what averages the heads.
+        strategy: averages the heads.
         config, clients, draw: of the run.
         num_classes, width: of the head.
     """
@@ -45,19 +45,19 @@ class WithFeatures(Strategy):
         self.strategy, self.config, self.clients, self.draw = strategy, config, clients, draw
         self.num_classes, self.width = num_classes, width
         self.statistics: Arrays = {}  # mean and scale, and the offset of a closed-form start
-        self.skipped: dict[int, int] = {}  # images, by partition whose features are ready
+        self.skipped: dict[int, int] = {}  # images left out, by partition with features ready
         self.bytes: dict[str, list[int]] = {"down": [], "up": []}  # of this round's training
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is saved with the run."""
+        """Return the statistics and counts, to be saved with the run."""
         return {"statistics": self.statistics}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what was saved with the run."""
+        """Take the state that was saved with the run."""
         self.statistics = state.get("statistics", {})
 
     def closed_form(self) -> ArrayRecord:
-        """Return the head that is solved from the sums of all clients; see `task.discriminant`."""
+        """Return the head, solved from the sums of all clients by `task.discriminant`."""
         total = self.extract(self.clients.connected())
         standard = task.statistics(total)
         weight, offset = task.discriminant(total, standard, self.config.head_start_shrinkage)
@@ -65,13 +65,13 @@ class WithFeatures(Strategy):
         return to_record({"weight": weight})
 
     def prepare(self, nodes: dict[int, int], server_round: int) -> Collection[int]:
-        """Have features ready for this round and those to come; return the partitions that have."""
+        """Extract features for this round and later ones; return the partitions that are ready."""
         upcoming = self.upcoming(sorted(nodes), server_round)
         self.extract({partition: nodes[partition] for partition in upcoming})
         return self.skipped
 
     def upcoming(self, partitions: list[int], server_round: int) -> list[int]:
-        """Return the partitions that this round and those to come will ask."""
+        """Return the partitions that are drawn in this round or a later one."""
         kinds = [MessageType.TRAIN] + [MessageType.EVALUATE] * bool(self.draw.evaluate)
         asked: set[int] = set()
         for later in range(server_round, self.config.num_server_rounds + 1):
@@ -82,10 +82,10 @@ class WithFeatures(Strategy):
         return sorted(asked)
 
     def extract(self, nodes: dict[int, int]) -> Arrays:
-        """Have the features of these partitions extracted where they are not, and show progress.
+        """Make clients extract the features that are missing, and show progress.
 
-        All at once, so that no worker idles. The first time, clients also send the moments of
-        their features, from which the statistics come; their sums are returned.
+        All are asked at once, so that no worker idles. The first time, clients also send moments
+        of their features for the statistics; the sums of these are returned.
         """
         new = [node for partition, node in nodes.items() if partition not in self.skipped]
         if not new:
@@ -134,7 +134,7 @@ class WithFeatures(Strategy):
         return total
 
     def problem(self, reply: Message) -> str:
-        """Say what is wrong with a client's answer, whose sums would spoil all statistics."""
+        """Return the problem of a client's answer, or an empty text: bad sums would spoil all."""
         if reply.has_error():
             return cause(reply)
         if self.statistics:
@@ -151,7 +151,7 @@ class WithFeatures(Strategy):
         return f"its sums over features hold NaN or infinity: {broken}" if broken else ""
 
     def remarks(self, server_round: int, clients: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return what results.json says of a round: bytes, and each client's figures."""
+        """Return further keys of a round in results.json: bytes, and each client's figures."""
         sizes = {f"{way}_bytes": max(size) for way, size in self.bytes.items() if size}
         if sizes and server_round == 1:
             log(INFO, "A client gets %(down_bytes)d bytes and sends %(up_bytes)d a round", sizes)
@@ -204,5 +204,5 @@ class WithFeatures(Strategy):
 
 
 def content_size(message: Message) -> int:
-    """Return the bytes of a message's content as Flower sends it."""
+    """Return the size of a message's content, in bytes as Flower sends it."""
     return recorddict_to_proto(message.content).ByteSize()

@@ -1,4 +1,4 @@
-"""Where the head's input comes from: features cached on disk, or the backbone, image by image."""
+"""Features, the head's input: cached on disk, or computed by the backbone at each use."""
 
 import glob
 import hashlib
@@ -28,8 +28,8 @@ from vit_finetune.models import Backbone, device
 FORMAT = "vit_finetune features 1"
 
 
-class Source(Protocol):
-    """What the head trains on: features float32 (N, width), taken by rows, and labels (N,)."""
+class Features(Protocol):
+    """Features float32 (N, width), by rows, and labels (N,)."""
 
     labels: Tensor
     evaluation_batch: int
@@ -37,12 +37,12 @@ class Source(Protocol):
     def batch(self, rows: Tensor, *, augment: bool = False) -> Tensor:
         """Return the features (len(rows), width) of some rows."""
 
-    def select(self, rows: Tensor) -> "Source":
-        """Return a source of some of the rows."""
+    def select(self, rows: Tensor) -> "Features":
+        """Return the features and labels of some rows."""
 
 
 class CachedFeatures:
-    """Features that were computed before; on the CPU they stay mapped from their file."""
+    """Features from the cache; on the CPU they stay mapped from their file."""
 
     evaluation_batch = 4096
 
@@ -59,7 +59,7 @@ class CachedFeatures:
 
 
 class LiveFeatures:
-    """The original way: images are decoded, cropped and sent through the backbone each time."""
+    """Features computed at each use: images are decoded, cropped and sent through the backbone."""
 
     def __init__(
         self,
@@ -86,45 +86,45 @@ class LiveFeatures:
 
 
 @dataclass
-class Report:
-    """What became of the images of a partition."""
+class Reading:
+    """The outcome of reading images."""
 
     computed: int = 0  # images that went through the backbone
-    seconds: float = 0.0  # that this took
+    seconds: float = 0.0  # of that computation
     notes: list[str] = field(default_factory=list)  # for the user: skipped images, rebuilt files
     skipped: int = 0
 
 
-def readable_rows(images: Images) -> tuple[Tensor, Report]:
-    """Decode every image once, to find those that cannot be."""
-    report, rows = Report(), []
+def readable_rows(images: Images) -> tuple[Tensor, Reading]:
+    """Decode every image once; return the rows of the readable ones."""
+    reading, rows = Reading(), []
     for row in range(len(images)):
         try:
             images.decode(row)
             rows.append(row)
         except UnreadableImage as error:
-            skip(report, str(error))
-    return torch.tensor(rows, dtype=torch.int64), report
+            skip(reading, str(error))
+    return torch.tensor(rows, dtype=torch.int64), reading
 
 
-def skip(report: Report, problem: str) -> None:
-    report.skipped += 1
-    report.notes.append(f"image skipped: {problem}")
+def skip(reading: Reading, problem: str) -> None:
+    reading.skipped += 1
+    reading.notes.append(f"image skipped: {problem}")
 
 
 class FeatureCache:
     """One file of features for each partition, shared by all processes on the machine.
 
-    An image's feature is computed once for each backbone, whatever partition it is in: a new
-    partition takes from the files of others what they hold already.
+    An image's feature is computed once for each backbone, whatever its partition: a new partition
+    takes features from the files of others.
 
     Args:
-        folder: where the files go; empty for flower-examples/vit-finetune in the user's cache.
-        backbone: what computes the features; loaded only if something is missing.
+        folder: of the files; empty for flower-examples/vit-finetune in the user's cache.
+        backbone: computes features; loaded only if some are missing.
         batch_size: images in one forward pass.
 
     Raises:
-        RuntimeError: there is no such home folder.
+        RuntimeError: the folder begins with the home of an unknown user.
     """
 
     def __init__(self, folder: str, backbone: Backbone, batch_size: int) -> None:
@@ -137,39 +137,39 @@ class FeatureCache:
         self.folder = self.root / f"{backbone.name}-{digest}"
 
     def others(self) -> list[Path]:
-        """Return folders of this model under other settings or code, where this one is empty."""
+        """Return this model's folders for other settings or code, if its present one is empty."""
         if any(self.folder.glob("*.safetensors")):
             return []
         named = self.root.glob(f"{glob.escape(self.backbone.name)}-{'?' * 16}")
         return sorted({*named} - {self.folder})
 
-    def load(self, images: Images) -> tuple[CachedFeatures, Report]:
-        """Return the features of the images that can be read, computing what is missing.
+    def load(self, images: Images) -> tuple[CachedFeatures, Reading]:
+        """Return the features of the readable images; compute those that are missing.
 
         Raises:
             RuntimeError: the folder cannot be written to, or has no room.
         """
         path = self.folder / f"{images.fingerprint}.safetensors"
-        report = Report()
+        reading = Reading()
         self.prepare_folder(len(images))
         with FileLock(path.with_suffix(".lock")):  # another process may be computing the same
             try:
                 stored = read(path)
             except ValueError as error:
-                report.notes.append(str(error))
+                reading.notes.append(str(error))
                 stored = None
             if stored is None:
                 began = time.perf_counter()
-                self.write(path, *self.compute(images, report))
-                report.seconds = time.perf_counter() - began
+                self.write(path, *self.compute(images, reading))
+                reading.seconds = time.perf_counter() - began
                 stored = read(path)
         tensors, problems = stored
         for problem in problems:
-            skip(report, problem)
-        return CachedFeatures(tensors["features"], images.labels[tensors["rows"]]), report
+            skip(reading, problem)
+        return CachedFeatures(tensors["features"], images.labels[tensors["rows"]]), reading
 
     def prepare_folder(self, count: int) -> None:
-        """Make the folder; check before any work that it can be written to and has room."""
+        """Make the folder; check that it can be written to and has room."""
         needed = count * self.backbone.width * 4 + 2**20
         with storage_errors(self.root):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -185,8 +185,8 @@ class FeatureCache:
         with storage_errors(self.root):
             write_whole(path, safetensors.torch.save(tensors, metadata))
 
-    def compute(self, images: Images, report: Report) -> tuple[dict[str, Tensor], list[str]]:
-        """Return features, rows and image digests of the readable images, and what is wrong."""
+    def compute(self, images: Images, reading: Reading) -> tuple[dict[str, Tensor], list[str]]:
+        """Return features, rows and digests of the readable images, and the others' problems."""
         digests = [images.digest(row) for row in range(len(images))]
         found = self.find(set(digests))
         features = {row: found[name] for row, name in enumerate(digests) if name in found}
@@ -196,7 +196,7 @@ class FeatureCache:
             for rows, batch in self.batches(images, missing, problems):
                 features |= zip(rows, self.backbone.features(batch).cpu(), strict=True)
                 bar.update(len(rows))
-        report.computed = len(missing) - len(problems)
+        reading.computed = len(missing) - len(problems)
         if not features:
             raise RuntimeError(f"none of {len(images)} images can be read; first {problems[0]}")
         rows = sorted(features)
@@ -207,13 +207,13 @@ class FeatureCache:
         }, problems
 
     def find(self, digests: set[bytes]) -> dict[bytes, Tensor]:
-        """Return the features of these images that other partitions' files hold."""
+        """Return those features of these images that are in other partitions' files."""
         found = {}
         for path in self.folder.glob("*.safetensors"):
             try:
                 tensors, _ = read(path) or ({"digests": torch.empty(0), "features": []}, [])
             except ValueError:
-                continue  # whoever needs that file will rebuild it
+                continue  # its own partition will rebuild it
             for name, feature in zip(tensors["digests"].numpy(), tensors["features"], strict=True):
                 if name.tobytes() in digests:
                     found[name.tobytes()] = feature
@@ -222,7 +222,7 @@ class FeatureCache:
     def batches(
         self, images: Images, rows: list[int], problems: list[str]
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """Yield rows and crops uint8 (N, 3, S, S); threads decode the next while one is used."""
+        """Yield rows and crops uint8 (N, 3, S, S); threads decode the next batch meanwhile."""
 
         def prepare(row: int) -> Tensor:
             return self.backbone.central_crop(images.decode(row))
@@ -251,7 +251,7 @@ class FeatureCache:
 
 @contextmanager
 def storage_errors(root: Path) -> Iterator[None]:
-    """Turn what the file system says into one line that names the key."""
+    """Turn an error of the file system into one line that names the key."""
     try:
         yield
     except (OSError, RuntimeError) as error:

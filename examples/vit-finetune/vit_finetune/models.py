@@ -32,11 +32,11 @@ NORMALIZATIONS = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 PUBLISHED = models.list_models(module=models)
-# What makes a model that classifies or gives features; `image_size` is passed where it is taken.
+# Functions that build a classifier or a feature extractor; some take an `image_size`.
 BUILDERS: dict[str, Any] = {name: partial(models.get_model, name) for name in PUBLISHED}
 for name in models.list_models(include="vit_*"):
     BUILDERS[name] = lambda image_size, name=name: models.get_model(name, image_size=image_size)
-for name in ("googlenet", "inception_v3"):  # their published weights are for pixels from -1 to 1
+for name in ("googlenet", "inception_v3"):  # trained on pixels from -1 to 1
     BUILDERS[name] = partial(models.get_model, name, transform_input=True, init_weights=True)
 BUILDERS["maxvit_t"] = lambda image_size: models.maxvit_t(input_size=(image_size, image_size))
 # ViT-Ti/16 of Touvron et al. 2021, https://arxiv.org/abs/2012.12877
@@ -44,35 +44,36 @@ BUILDERS["vit_tiny"] = partial(
     VisionTransformer, patch_size=16, num_layers=12, num_heads=3, hidden_dim=192, mlp_dim=768
 )
 
-# Names that a checkpoint has its state dict under; and what PyTorch once called DenseNet's layers.
+# Names of the state dict in a checkpoint, and old names of DenseNet's layers.
 CHECKPOINTS = ("model", "state_dict", "model_state_dict")
 DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
 
-# Files of this package that decide nothing about a feature; all others, new ones too, may.
+# Files of this package that do not affect features; any other, even a new one, may.
 NO_PART = ("client_app.py", "config.py", "extraction.py", "server_app.py", "task.py")
 
 
 def device() -> torch.device:
-    """Return the GPU that this process may use, else the CPU."""
+    """Return the GPU if this process may use one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Backbone:
-    """A frozen model without its head, whose weights are loaded when first used.
+    """A frozen model without its head; weights are loaded at the first use.
 
-    The head is the linear layer that gives the model's output; its input is the features. Where
-    no linear layer does, the output is the features. `head` is its name, empty if there is none.
+    The head is the linear layer that makes the model's output, and the features are its input. If
+    the output comes from another kind of layer, it is the features. `head` is the head's name,
+    empty if there is none.
 
     Args:
         name: a key of BUILDERS.
-        weights: a name of torchvision's, a state-dict file, or "none" for those of the builder.
+        weights: a name of torchvision's, a state-dict file, or "none" for the builder's own.
         normalization: a key of NORMALIZATIONS.
         image_size: side of the square that the model sees, in pixels.
         precision: "float32", "bfloat16" or "auto".
         seed: of random weights.
 
     Raises:
-        ValueError: names the run-config key that is wrong, and what is allowed.
+        ValueError: a setting is wrong; the text names the key and what is allowed.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Backbone:
         try:
             try:
                 self.skeleton, self.head, self.width = self.build("meta")  # shapes only
-            except Exception:  # a model that computes with values while it is built or run
+            except Exception:  # some models compute with values while they are built or run
                 self.skeleton, self.head, self.width = self.build("cpu")
                 self.skeleton.to("meta")
         except Exception as error:  # builders and models raise all kinds
@@ -122,7 +123,7 @@ class Backbone:
 
     @property
     def published(self) -> models.WeightsEnum | None:
-        """Return torchvision's published weights, None if they are not from there."""
+        """Return torchvision's published weights; None for others."""
         return self.names.get(self.weights)
 
     def adopt_transform(self) -> None:
@@ -145,13 +146,13 @@ class Backbone:
     def build(self, where: str) -> tuple[nn.Module, str, int]:
         """Return the model without its head, the head's name, and the number of features.
 
-        It runs once, on an empty image: that shows what its head is, and shapes lazy layers.
+        The model runs once, on an empty image: this shows its head, and shapes lazy layers.
         """
         builder, last = BUILDERS[self.name], {}
         sized = "image_size" in inspect.signature(builder).parameters
         with torch.device(where), torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            # A copy, for a builder may return the same model each time.
+            # A copy: a builder may return the same model each time.
             model = deepcopy(builder(image_size=self.image_size) if sized else builder())
             hooks = [
                 layer.register_forward_hook(lambda m, _, out, n=name: last.update(at=(n, m, out)))
@@ -172,7 +173,7 @@ class Backbone:
 
     @cached_property
     def file(self) -> Path | None:
-        """The state-dict file, downloaded into torch hub's folder if need be; None for "none"."""
+        """The state-dict file; published ones are downloaded once; None for "none"."""
         if self.weights == "none":
             return None
         if self.published:
@@ -186,14 +187,14 @@ class Backbone:
         return path
 
     def check(self) -> None:
-        """Raise ValueError if the weights do not fit; nothing of them is read but their names."""
+        """Raise ValueError if the weights do not fit; only their names are read."""
         if self.file is not None:
             load_weights(self.file, self.skeleton, self.head)
 
     @cached_property
     def key(self) -> str:
-        """All that a feature depends on but the image: code, weights, transform, precision."""
-        if self.file is None:  # a builder may take them from anywhere
+        """All that a feature depends on beside the image: code, weights, transform, precision."""
+        if self.file is None:  # a builder's weights may come from anywhere
             sha = hashlib.sha256()
             for value in self.module.state_dict().values():
                 sha.update(value.cpu().reshape(-1).view(torch.uint8).numpy())
@@ -214,7 +215,7 @@ class Backbone:
 
     @cached_property
     def code(self) -> str:
-        """A digest of the code that a feature depends on: this package's, layers', libraries'."""
+        """Digest of the code that features depend on: this package's, the layers', libraries'."""
         package = Path(__file__).parent
         left_out = {*package.glob("kit/**/*.py"), *(package / name for name in NO_PART)}
         kit = {package / "kit" / name for name in ("images.py", "pixels.py")}
@@ -259,7 +260,7 @@ class Backbone:
         return pixels.pil_to_tensor(pixels.center_crop(image, [self.image_size]))
 
     def random_crop(self, image: Image.Image, min_area: float) -> Tensor:
-        """Crop a random part and resize it: uint8 (3, S, S); `min_area` 1 is the central crop."""
+        """Crop and resize a random part, with `min_area` 1 the central one: uint8 (3, S, S)."""
         if min_area == 1:
             return self.central_crop(image)
         part = RandomResizedCrop.get_params(image, (min_area, 1.0), (3 / 4, 4 / 3))
@@ -268,7 +269,7 @@ class Backbone:
 
 
 def download(weights: models.WeightsEnum) -> Path:
-    """Return the published file in torch hub's folder, after fetching it the first time."""
+    """Return the published file in torch hub's folder; fetch it the first time."""
     path = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     if not path.is_file():
         try:
@@ -283,14 +284,14 @@ def download(weights: models.WeightsEnum) -> Path:
 
 
 def load_weights(path: Path, model: nn.Module, head: str) -> None:
-    """Put a file's weights into a model; the file's own head, if it has one, is left out.
+    """Load a file's weights into a model, without the head that the file may have.
 
     Raises:
-        ValueError: the file is not a state dict, or names the keys that differ.
+        ValueError: the file is no state dict, or its names differ; the text lists them.
     """
     state = read_weights(path)
     parts = first_parts([*model.state_dict(), f"{head}."])
-    # A prefix of all names is what the model was wrapped in: "module.", "_orig_mod.", "model.".
+    # A prefix of all names comes from a wrapper: "module.", "_orig_mod.", "model.".
     while len(wrapper := first_parts(state)) == 1 and not wrapper & {*parts, *state}:
         consume_prefix_in_state_dict_if_present(state, wrapper.pop())
     for name in list(state):
@@ -309,7 +310,7 @@ def load_weights(path: Path, model: nn.Module, head: str) -> None:
 
 
 def first_parts(names: Iterable[str]) -> set[str]:
-    """Return what stands up to the first dot, that included, in each name."""
+    """Return each name's part up to and including the first dot."""
     return {"".join(name.partition(".")[:2]) for name in names}
 
 
@@ -318,14 +319,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)
-        else:  # a mapped file is read once, on its way into the precision wanted
+        else:  # mapped: read once, while it is converted
             mapped = zipfile.is_zipfile(path)
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         for name in CHECKPOINTS:
             state = state[name] if isinstance(state.get(name), dict) else state
         if not all(isinstance(value, Tensor) for value in state.values()):
             raise TypeError(f"it holds {textwrap.shorten(', '.join(map(str, state)), 200)}")
-    except Exception as error:  # what a damaged or foreign file raises depends on its first bytes
+    except Exception as error:  # the kind of error depends on the file's first bytes
         reason = textwrap.shorten(str(error), 300)
         raise ValueError(
             f"model.weights = '{path}': not a state dict that can be read safely, alone or as "

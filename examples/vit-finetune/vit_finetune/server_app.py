@@ -38,7 +38,7 @@ def main(grid: Grid, context: Context) -> None:
     momentum = FedAvgM(
         server_learning_rate=config.server_learning_rate, server_momentum=config.server_momentum
     )
-    momentum.server_opt = True  # the same arithmetic whatever the momentum
+    momentum.server_opt = True  # same arithmetic with and without momentum
     clients = Clients(grid, config, check=lambda count: task.check_split(config, count))
     evaluated = config.fraction_evaluate if config.test_fraction > 0 else 0.0
     draw = Draw(config.fraction_train, evaluated, config.min_replies, config.seed)
@@ -53,7 +53,7 @@ def main(grid: Grid, context: Context) -> None:
     )
     with run:
         log(INFO, "Backbone: %s", backbone)
-        clients.connected()  # too many of them end the run before features are computed
+        clients.connected()  # raises an error for too many clients, before features are computed
         if config.feature_cache and (others := task.load_cache(config).others()):
             text = "Features are computed anew: those in %s have other settings, weights or code"
             log(INFO, text, ", ".join(map(str, others)))
@@ -79,34 +79,34 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def head_of(statistics: Arrays, width: int, num_classes: int) -> task.Head:
-    """Return a head that standardises as the server knows to by now, at first not at all."""
+    """Return a head that standardises by the statistics so far, at first not at all."""
     known = {name: torch.from_numpy(value) for name, value in statistics.items()}
     nothing = torch.zeros(width)
     standard = task.Statistics(known.get("mean", nothing), known.get("scale", nothing))
     return task.Head(width, num_classes, standard, known.get("offset"))
 
 
-def load_test(config: Config) -> task.Source:
-    """Load the central test set; say how long its features took, and which images were skipped."""
-    source, report = task.load_test(config)
-    if report.skipped > UNREADABLE * (count := report.skipped + len(source.labels)):
+def load_test(config: Config) -> task.Features:
+    """Load the central test set; log the time for its features, and the skipped images."""
+    data, reading = task.load_test(config)
+    if reading.skipped > UNREADABLE * (count := reading.skipped + len(data.labels)):
         raise RuntimeError(
-            f"dataset = '{config.dataset}': {report.skipped} of {count} images of its test split "
-            f"cannot be read, first {report.notes[-report.skipped]}"
+            f"dataset = '{config.dataset}': {reading.skipped} of {count} images of its test split "
+            f"cannot be read, first {reading.notes[-reading.skipped]}"
         )
-    if report.computed:
-        speed = report.computed / report.seconds
-        log(INFO, "Features of %d test images computed, %.0f images/s", report.computed, speed)
-    for note in report.notes:
+    if reading.computed:
+        speed = reading.computed / reading.seconds
+        log(INFO, "Features of %d test images computed, %.0f images/s", reading.computed, speed)
+    for note in reading.notes:
         log(WARNING, "Test set: %s", note)
     if better := task.better_normalization(config):
         text = "model.normalization = '%s' suits model.weights better: the nearest to a test image "
         log(WARNING, text + "is of the same class for %.2f of them, with '%s' for %.2f", *better)
-    return source
+    return data
 
 
 def whole_head(arrays: Arrays, statistics: Arrays, name: str) -> Arrays:
-    """Return the head as the model names it, for features as they come from the backbone."""
+    """Return the head under the model's names, for features that are not standardised."""
     name = name or "head"
     weight = arrays["weight"]
     bias = statistics.get("offset", np.zeros(len(weight), np.float32))

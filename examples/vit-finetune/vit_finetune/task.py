@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from vit_finetune import dataset
 from vit_finetune.config import Config
 from vit_finetune.dataset import Images
-from vit_finetune.features import FeatureCache, LiveFeatures, Report, Source, readable_rows
+from vit_finetune.features import FeatureCache, Features, LiveFeatures, Reading, readable_rows
 from vit_finetune.kit.batches import batches as random_batches
 from vit_finetune.models import NORMALIZATIONS, Backbone, device
 
@@ -26,11 +26,11 @@ class Statistics(NamedTuple):
 
 
 class Head(nn.Module):
-    """A linear classifier of standardised features; it starts at zero, so at equal odds.
+    """A linear classifier of standardised features; it starts at zero: all classes are as likely.
 
-    Features of a ViT share a large mean and differ in spread, which slows a linear head down;
-    with both taken out, and the length brought to 1, one learning rate fits every width.
-    Such features need no bias to learn; `offset` (num_classes,) is what a closed-form start adds.
+    Features of a ViT share a large mean and differ in spread, which makes a linear head slow to
+    train. Without both, and with a length of 1, one learning rate fits every width. Such features
+    need no bias that learns; a closed-form start adds `offset` (num_classes,).
     """
 
     def __init__(
@@ -49,17 +49,17 @@ class Head(nn.Module):
 
 
 class Partition(NamedTuple):
-    """One client's data: what it trains on, what it tests on (maybe nothing), and a report."""
+    """One client's data: for training, for tests (may be empty), and how it was read."""
 
-    training: Source
-    held_out: Source
+    training: Features
+    held_out: Features
     num_classes: int
-    report: Report
+    reading: Reading
 
 
 def train(
     head: Head,
-    source: Source,
+    data: Features,
     *,
     epochs: int,
     batch_size: int,
@@ -74,66 +74,66 @@ def train(
     optimizer = torch.optim.SGD(head.parameters(), learning_rate, momentum=momentum, fused=True)
     total_loss = torch.zeros((), device=device())
     for _ in range(epochs):
-        for rows in random_batches(len(source.labels), batch_size, device()):
+        for rows in random_batches(len(data.labels), batch_size, device()):
             optimizer.zero_grad()
-            logits = head(source.batch(rows, augment=True))
-            loss = cross_entropy(logits, source.labels[rows], label_smoothing=label_smoothing)
+            logits = head(data.batch(rows, augment=True))
+            loss = cross_entropy(logits, data.labels[rows], label_smoothing=label_smoothing)
             loss.backward()
             optimizer.step()
             total_loss += loss.detach() * len(rows)
-    return total_loss.item() / (epochs * len(source.labels))
+    return total_loss.item() / (epochs * len(data.labels))
 
 
 @torch.inference_mode()
-def evaluate(head: Head, source: Source) -> tuple[float, float]:
+def evaluate(head: Head, data: Features) -> tuple[float, float]:
     """Return mean loss and accuracy."""
     head.eval()
     totals = torch.zeros(2, device=device())
-    for rows in torch.arange(len(source.labels), device=device()).split(source.evaluation_batch):
-        logits, target = head(source.batch(rows)), source.labels[rows]
+    for rows in torch.arange(len(data.labels), device=device()).split(data.evaluation_batch):
+        logits, target = head(data.batch(rows)), data.labels[rows]
         totals[0] += cross_entropy(logits, target, reduction="sum")
         totals[1] += (logits.argmax(1) == target).sum()
-    loss, accuracy = (totals / len(source.labels)).tolist()
+    loss, accuracy = (totals / len(data.labels)).tolist()
     return loss, accuracy
 
 
 @torch.inference_mode()
-def moments(source: Source) -> dict[str, np.ndarray]:
-    """Return count, sum and sum of squares of the features, float64: they add over clients."""
-    parts = [features for features, _ in batches(source)]
+def moments(data: Features) -> dict[str, np.ndarray]:
+    """Return count, sum and sum of squares of the features, float64, to be added over clients."""
+    parts = [features for features, _ in batches(data)]
     return {
-        "count": np.array([len(source.labels)], np.float64),
+        "count": np.array([len(data.labels)], np.float64),
         "sum": sum(part.sum(0) for part in parts).cpu().numpy(),
         "squares": sum((part**2).sum(0) for part in parts).cpu().numpy(),
     }
 
 
 @torch.inference_mode()
-def class_moments(source: Source, num_classes: int) -> dict[str, np.ndarray]:
-    """Return what `discriminant` needs beyond `moments`; it adds over clients, too.
+def class_moments(data: Features, num_classes: int) -> dict[str, np.ndarray]:
+    """Return the sums that `discriminant` needs beside `moments`, to be added over clients.
 
     `class_count` (num_classes,), `class_sum` (num_classes, width) and `products` (width, width),
-    the sum of each feature times each other; float32, as these travel.
+    the sum of each feature times each other; in float32, to be sent.
     """
     totals = []
-    for features, labels in batches(source):
+    for features, labels in batches(data):
         member = one_hot(labels, num_classes).double()
         totals.append((member.sum(0), member.T @ features, features.T @ features))
     sums = [sum(part).float().cpu().numpy() for part in zip(*totals, strict=True)]
     return dict(zip(("class_count", "class_sum", "products"), sums, strict=True))
 
 
-def batches(source: Source) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(data: Features) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield features (float64) and labels, some images at a time."""
-    for rows in torch.arange(len(source.labels), device=device()).split(source.evaluation_batch):
-        yield source.batch(rows).double(), source.labels[rows]
+    for rows in torch.arange(len(data.labels), device=device()).split(data.evaluation_batch):
+        yield data.batch(rows).double(), data.labels[rows]
 
 
 def statistics(total: dict[str, np.ndarray]) -> Statistics:
-    """Turn moments, summed over clients, into what the head standardises features with."""
+    """Turn moments, summed over clients, into the statistics that standardise features."""
     mean = total["sum"] / total["count"]
     spread = np.sqrt(np.maximum(total["squares"] / total["count"] - mean**2, 0))
-    spread = np.maximum(spread, 0.01 * spread.mean() + 1e-6)  # a constant feature stays small
+    spread = np.maximum(spread, 0.01 * spread.mean() + 1e-6)  # keeps constant features small
     scale = 1 / (spread * np.sqrt(len(mean)))
     return Statistics(torch.tensor(mean).float(), torch.tensor(scale).float())
 
@@ -148,7 +148,7 @@ def discriminant(
 
     Args:
         total: `moments` and `class_moments`, summed over clients.
-        standard: what the head standardises features with.
+        standard: the statistics that standardise features.
         shrinkage: how far to move the covariance towards a multiple of the identity, 0 to 1
             (Friedman 1989: https://doi.org/10.1080/01621459.1989.10478752).
 
@@ -163,7 +163,7 @@ def discriminant(
     identity = np.eye(len(mean)) * np.trace(within) / len(mean)
     covariance = (1 - shrinkage) * within + shrinkage * identity
     weight = np.linalg.solve(covariance, means.T).T
-    share = (count[:, 0] + 1) / (images + len(count))  # a class that nobody has stays possible
+    share = (count[:, 0] + 1) / (images + len(count))  # a class without images stays possible
     offset = np.log(share) - (weight * means).sum(1) / 2
     return weight.astype(np.float32), offset.astype(np.float32)
 
@@ -181,7 +181,7 @@ def load_backbone(config: Config) -> Backbone:
 
 
 def check(config: Config) -> None:
-    """Raise what is wrong with the data, the weights or the cache folder, before any work."""
+    """Raise an error if the data, the weights or the cache folder cannot be used."""
     images = dataset.load_test(config.dataset, config.test_split)
     load_backbone(config).check()
     if config.feature_cache:
@@ -189,7 +189,7 @@ def check(config: Config) -> None:
 
 
 def check_split(config: Config, num_partitions: int) -> None:
-    """Raise why the training images cannot be split between so many clients."""
+    """Raise an error if the training images cannot be split between so many clients."""
     dataset.split(
         config.dataset,
         num_partitions,
@@ -205,27 +205,27 @@ def load_cache(config: Config) -> FeatureCache:
     return FeatureCache(config.cache_dir, load_backbone(config), config.feature_batch_size)
 
 
-def load_source(config: Config, images: Images) -> tuple[Source, Report]:
-    """Return the images' features, from the cache or computed anew each time they are used."""
+def load_features(config: Config, images: Images) -> tuple[Features, Reading]:
+    """Return the images' features, from the cache or computed at each use."""
     if config.feature_cache:
         return load_cache(config).load(images)
-    rows, report = readable_rows(images)
+    rows, reading = readable_rows(images)
     area, batch = config.random_crop_min_area, config.feature_batch_size
-    return LiveFeatures(images, rows, load_backbone(config), area, batch), report
+    return LiveFeatures(images, rows, load_backbone(config), area, batch), reading
 
 
 @lru_cache
-def load_test(config: Config) -> tuple[Source, Report]:
+def load_test(config: Config) -> tuple[Features, Reading]:
     """Load the central test set, once for each process."""
-    return load_source(config, dataset.load_test(config.dataset, config.test_split))
+    return load_features(config, dataset.load_test(config.dataset, config.test_split))
 
 
 def better_normalization(config: Config) -> tuple[str, float, str, float] | None:
-    """See whether weights from a file, which does not tell, suit another normalization better.
+    """See whether another normalization suits weights from a file: the file does not tell.
 
     Returns:
-        the other and the one in use, each with the share of 256 test images whose nearest one is
-        of the same class; None where the other is not better by three standard errors.
+        the better one and the one in use, each with the share of 256 test images whose nearest
+        image is of the same class; None unless it is better by three standard errors.
     """
     backbone, used = load_backbone(config), config.model_normalization
     if backbone.file is None or backbone.published:
@@ -236,11 +236,11 @@ def better_normalization(config: Config) -> tuple[str, float, str, float] | None
     rows = torch.cat([torch.where(images.labels == label)[0][:each] for label in classes])[:256]
     some = replace(images, data=images.data.select(rows.tolist()), labels=images.labels[rows])
     right = {}
-    for name in sorted(NORMALIZATIONS, key=used.__eq__):  # the one in use last: it stays in memory
-        source, _ = load_source(replace(config, model_normalization=name), some)
-        features = torch.cat([part for part, _ in batches(source)])
+    for name in sorted(NORMALIZATIONS, key=used.__eq__):  # the one in use last: it stays
+        data, _ = load_features(replace(config, model_normalization=name), some)
+        features = torch.cat([part for part, _ in batches(data)])
         nearest = torch.cdist(features, features).fill_diagonal_(torch.inf).argmin(1)
-        right[name] = (source.labels[nearest] == source.labels).double()
+        right[name] = (data.labels[nearest] == data.labels).double()
     best = max(right, key=lambda name: right[name].sum())
     gain = right[best] - right[used]
     if gain.sum() <= 3 * gain.abs().sum().sqrt():
@@ -261,12 +261,12 @@ def load_partition(config: Config, partition_id: int, num_partitions: int) -> Pa
         config.seed,
         config.test_split,
     )
-    source, report = load_source(config, images)
-    order = np.random.default_rng((config.seed, partition_id)).permutation(len(source.labels))
+    data, reading = load_features(config, images)
+    order = np.random.default_rng((config.seed, partition_id)).permutation(len(data.labels))
     held_out = np.ceil(len(order) * config.test_fraction).astype(int)
     return Partition(
-        source.select(torch.from_numpy(np.sort(order[held_out:]))),
-        source.select(torch.from_numpy(np.sort(order[:held_out]))),
+        data.select(torch.from_numpy(np.sort(order[held_out:]))),
+        data.select(torch.from_numpy(np.sort(order[:held_out]))),
         images.num_classes,
-        report,
+        reading,
     )

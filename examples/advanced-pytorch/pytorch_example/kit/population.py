@@ -16,8 +16,6 @@ from flwr.serverapp import Grid
 
 PLAYED = "played"  # the record that names the clients of a message, and of a reply
 FAILED = "failed"  # the record, instead of a client's own, that says why it failed
-# Messages for each node: more share the work more evenly, fewer cost less.
-WAVES = 3
 MOST_BYTES = 64 * 2**20  # of arrays in a reply
 
 
@@ -91,8 +89,10 @@ class Everyone(Mapping[int, int]):
 class Players:
     """A view of a grid in which clients of a population are nodes, and real nodes play them.
 
-    Messages that are pushed together and hold the same content travel together: a few to each
-    node, with all the clients that it is to play. Their replies come apart here.
+    Messages that are pushed together and hold the same content travel together: one to each node,
+    with all the clients that it is to play; more where the replies would be too large. A simulation
+    hands a node one message every tenth of a second, so more nodes than workers are the way to
+    share the work evenly. The replies come apart here.
     """
 
     def __init__(self, grid: Grid, population: int) -> None:
@@ -120,7 +120,7 @@ class Players:
         """Yield the messages that travel together, as even in number as can be."""
         arrays = messages[0].content.array_records.values()
         size = sum(len(array.data) for record in arrays for array in record.values())
-        count = min(len(messages), max(WAVES * len(self.nodes), len(messages) * size // MOST_BYTES))
+        count = min(len(messages), max(len(self.nodes), len(messages) * size // MOST_BYTES))
         for i in range(count):
             yield messages[i * len(messages) // count : (i + 1) * len(messages) // count]
 

@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""Ctrl-C and SIGTERM: the run ends at once, says what of it is safe, and leaves no process."""
+"""Ctrl-C and SIGTERM: the run ends at once, logs the last safe round, and leaves no process."""
 
 import ctypes
 import logging
@@ -20,18 +20,18 @@ from flwr.common import log
 from .processes import command_of, kill_descendants
 
 LOOK_SECONDS = 0.2
-kept: list[Any] = []  # what C code refers to
-safe: list[Callable[[], str]] = [lambda: "no round is saved yet"]  # the last one knows best
+callbacks: list[Any] = []  # kept here because C code refers to them
+safe: list[Callable[[], str]] = [lambda: "no round is saved yet"]  # the last one is asked
 
 
 def end_on_signals(ended: Callable[[], int | None] = lambda: None) -> None:
-    """Have SIGINT, SIGTERM and SIGHUP end this process and all that it has started.
+    """Make SIGINT, SIGTERM and SIGHUP end this process and all that it has started.
 
-    The main thread may be busy, and others set handlers there, too: what tells of a signal is the
-    file descriptor that Python writes to as soon as one arrives.
+    A thread reads the file descriptor that Python writes each signal to: the main thread may be
+    busy, and other code sets handlers there, too.
 
     Args:
-        ended: returns an exit status if the run is at an end without a signal; asked now and then.
+        ended: returns an exit status once the run has ended without a signal; called regularly.
     """
     if os.name == "nt":
         return
@@ -41,7 +41,7 @@ def end_on_signals(ended: Callable[[], int | None] = lambda: None) -> None:
 
     def install() -> None:
         for number in endings:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores it
                 signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
 
@@ -60,30 +60,30 @@ def end_on_signals(ended: Callable[[], int | None] = lambda: None) -> None:
 
 
 def end(status: int) -> None:
-    """Say what is safe, kill all that this process has started, and end it."""
+    """Log what is safe, kill all that this process has started, and end it."""
     why = "Interrupted" if status > 128 else "The simulation has ended with the error above"
     log(ERROR, "%s; %s", why, safe[-1]())
-    logging.disable()  # what others say now is that they miss those killed
+    logging.disable()  # others would log that they miss the killed ones
     kill_descendants()
     os._exit(status)
 
 
 def in_main_thread(function: Callable[[], None]) -> None:
-    """Call a function in the main thread, as soon as that runs Python code."""
+    """Call a function in the main thread, as soon as that thread runs Python code."""
     if threading.current_thread() is threading.main_thread():
         function()
         return
     callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda _: function() or 0)
-    kept.append(callback)
+    callbacks.append(callback)
     ctypes.pythonapi.Py_AddPendingCall(callback, None)
 
 
 @contextmanager
 def simulation_watched() -> Iterator[None]:
-    """Have signals end `flower-simulation`, whose ServerApp runs inside, in this thread.
+    """Make signals end `flower-simulation`, where the ServerApp runs in this thread.
 
-    Flower 1.25 ends the simulation then, and waits for the ServerApp, which waits for replies that
-    nobody sends; the same after an error in the simulation.
+    On a signal, or after an error in the simulation, Flower 1.25 ends the simulation and waits for
+    the ServerApp; but that waits for replies, which do not come any more.
     """
     server, program = threading.current_thread(), Path(sys.argv[0]).stem
     if program != "flower-simulation" or server is threading.main_thread():
@@ -108,7 +108,7 @@ def simulation_watched() -> Iterator[None]:
 
 
 def waiting_for(thread: threading.Thread) -> FrameType | None:
-    """Return the frame in which the main thread waits for the end of another."""
+    """Return the main thread's frame that waits for the end of a thread; None if it does not."""
     frame = sys._current_frames().get(threading.main_thread().ident)
     while frame:
         if frame.f_code is threading.Thread.join.__code__ and frame.f_locals["self"] is thread:

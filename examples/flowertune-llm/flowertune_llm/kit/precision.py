@@ -1,11 +1,11 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""The numbers that a device computes fast in."""
+"""Precision: the dtype that a device computes fast in."""
 
 import torch
 
 
 def fast_dtype(device: str) -> str:
-    """Return "bfloat16" where a device ("cuda", "cpu", …) is faster in it, else "float32"."""
+    """Return "bfloat16" if a device ("cuda", "cpu", …) is faster in it, else "float32"."""
     if device.startswith("cuda"):
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""Any Flower strategy, as the loop sees it: what it wraps, what it weighs by, what it keeps."""
+"""Any Flower strategy, as the loop sees it: its layers, its weight, and its state."""
 
 from collections.abc import Collection, Iterator
 from copy import deepcopy
@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from .buffers import OnlyTrained
 
 PLAIN = (bool, int, float, str, type(None))
-# The attributes by which Flower's strategies draw clients; the loop draws, so these let all pass.
+# Attributes with which Flower's strategies draw clients, set to take all: the loop draws.
 SAMPLING = {
     "fraction_train": 1.0,
     "fraction_evaluate": 1.0,
@@ -25,7 +25,7 @@ SAMPLING = {
 
 
 def layers(strategy: Strategy, path: str = "") -> Iterator[tuple[str, Strategy]]:
-    """Yield a strategy and those that it wraps, each with the way to it ("", "strategy.", …)."""
+    """Yield a strategy and those that it wraps, each with its path ("", "strategy.", …)."""
     yield path, strategy
     for name, value in vars(strategy).items():
         if isinstance(value, Strategy):
@@ -33,9 +33,9 @@ def layers(strategy: Strategy, path: str = "") -> Iterator[tuple[str, Strategy]]
 
 
 def only_trained(strategy: Strategy, buffers: Collection[str]) -> Strategy:
-    """Have the innermost of wrapped strategies see only what is trained.
+    """Show the innermost of wrapped strategies only the trained arrays.
 
-    Wrappers, privacy for instance, see all that clients send but counters.
+    Wrappers, privacy for instance, see the buffers, too.
     """
     if not buffers:
         return strategy
@@ -49,10 +49,10 @@ def only_trained(strategy: Strategy, buffers: Collection[str]) -> Strategy:
 
 
 def take_all(strategy: Strategy) -> None:
-    """Have a strategy take every node that it is shown.
+    """Make a strategy take every node that it sees.
 
     Raises:
-        ValueError: it is to draw a share by itself, beside the one that the loop draws.
+        ValueError: it has a share of its own to draw.
     """
     for _, layer in layers(strategy):
         for name, value in SAMPLING.items():
@@ -73,11 +73,11 @@ def weight_key(strategy: Strategy) -> str:
 
 
 class Keeper:
-    """What a strategy keeps between rounds, to be saved with the run.
+    """The state of a strategy between rounds, to be saved with the run.
 
-    That is what its `state_dict()` returns, if it has one; else those of its attributes that hold
-    arrays, or have changed since the keeper was made. The same for each strategy that it wraps.
-    An attribute that has changed and cannot be saved is told of once.
+    It is the strategy's `state_dict()`, if it has one; else all attributes that hold arrays, or
+    have changed since the keeper was made. Each wrapped strategy has its own. A changed attribute
+    that cannot be saved is logged once.
     """
 
     def __init__(self, strategy: Strategy) -> None:
@@ -89,13 +89,13 @@ class Keeper:
         self.told: set[str] = set()
 
     def state(self) -> dict[str, Any]:
-        """Return what is to be saved: the strategy's name, and what each layer keeps."""
+        """Return the state: the strategy's name, and what each layer keeps."""
         kept = {path: self.of(path, layer) for path, layer in layers(self.strategy)}
         return {"strategy": self.name, "kept": kept}
 
     @property
     def name(self) -> str:
-        """The strategy's class, and those that it wraps."""
+        """Name of the strategy's class, and of those that it wraps."""
         return " around ".join(type(layer).__name__ for _, layer in layers(self.strategy))
 
     def of(self, path: str, layer: Any) -> dict[str, Any]:
@@ -111,17 +111,17 @@ class Keeper:
         return kept
 
     def tell(self, name: str, value: Any) -> None:
-        """Warn, once, of what a resumed run would not have."""
+        """Warn, once, of an attribute that a resumed run would not have."""
         if name not in self.told:
             self.told.add(name)
             message = "%s is a %s, which is not saved: a resumed run begins it anew; see state_dict"
             log(WARNING, message, name, type(value).__name__)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Give the strategy back what was saved; an empty state is that of a new run.
+        """Give the strategy its saved state; a new run's is empty.
 
         Raises:
-            ValueError: it was saved by another strategy.
+            ValueError: the state is another strategy's.
         """
         if state and state["strategy"] != self.name:
             raise ValueError(
@@ -154,7 +154,7 @@ def holds_arrays(value: Any) -> bool:
 
 
 def pack(value: Any, tensors: dict[str, np.ndarray]) -> Any:
-    """Return a kept value as JSON; its arrays go into `tensors`, by names that the JSON has."""
+    """Return a kept value as JSON; its arrays go into `tensors`, under names in the JSON."""
 
     def put(array: np.ndarray) -> str:
         name = f"strategy/{len(tensors)}"
@@ -182,7 +182,7 @@ def pack(value: Any, tensors: dict[str, np.ndarray]) -> Any:
 
 
 def unpack(packed: Any, tensors: dict[str, np.ndarray]) -> Any:
-    """Return the value that `pack` was given."""
+    """Return the value that `pack` has packed."""
     if not isinstance(packed, dict):
         return packed
     [(kind, content)] = packed.items()

@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""How tests run the app: in this process, or by the commands that a user types."""
+"""Helpers for tests: running the app in this process or by the user's commands, and test data."""
 
 import json
 import os
@@ -30,14 +30,14 @@ from .run import CHECKPOINT, CONFIG, CURVES, RESULTS
 
 APP = app_folder()
 BIN = Path(sys.executable).parent
-# One worker of Ray, not one a core: each imports PyTorch, the larger part of a short run.
+# One worker of Ray, not one for each core: importing PyTorch takes most of a short run.
 ONE_WORKER = '{"init_args": {"num_cpus": 1}, "client_resources": {"num_cpus": 1}}'
-# Half an hour for a language model in bfloat16, on a processor without instructions for it.
+# A language model in bfloat16 takes half an hour on a processor without instructions for it.
 RUN_SECONDS, START_SECONDS = 3600, 600
 
 sign_messages(1)  # tests make messages where no run does
 
-# A shell's background jobs ignore Ctrl-C, and so would all that tests start.
+# A shell's background job ignores Ctrl-C, and so would the processes that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -55,7 +55,7 @@ def run_config() -> dict[str, Any]:
 
 
 def offline(**changes: Any) -> dict[str, Any]:
-    """Return offline.toml's settings, changed; a key's - and . may be written as _ and __."""
+    """Return offline.toml's settings with changes; write a key's - and . as _ and __."""
     settings = flatten_dict(tomllib.loads((APP / "offline.toml").read_text()))
     named = {k.replace("__", ".").replace("_", "-"): v for k, v in changes.items()}
     return settings | named
@@ -64,12 +64,12 @@ def offline(**changes: Any) -> dict[str, Any]:
 def in_process(
     folder: Path, nodes: int, client_app: ClientApp | None = None, **changes: Any
 ) -> list[dict[str, Any]]:
-    """Run the app here, with its offline settings, changed; return results.json.
+    """Run the app in this process, with its offline settings and changes; return results.json.
 
     Args:
-        folder: where outputs/ goes.
+        folder: parent of outputs/.
         nodes: number of clients.
-        client_app: in the place of the app's own.
+        client_app: replaces the app's own.
         changes: as for `offline`.
     """
     run_app(APP, nodes, {"output-dir": str(folder / "outputs")} | offline(**changes), client_app)
@@ -80,7 +80,7 @@ class Faulty(ClientApp):
     """The app's ClientApp, with faults.
 
     Args:
-        fault: gets each message, the context, and what answers the message; returns the reply.
+        fault: takes each message, its context, and a function that answers it; returns the reply.
     """
 
     def __init__(self, fault: Callable[[Message, Context, Callable[[], Message]], Message]) -> None:
@@ -93,7 +93,7 @@ class Faulty(ClientApp):
 
 
 def stop_at(count: int) -> Faulty:
-    """Return a ClientApp that ends the whole process's run at its message of that number."""
+    """Return a ClientApp that ends the whole run at message number `count`."""
     seen = 0
 
     def fault(message: Message, context: Context, answer: Callable[[], Message]) -> Message:
@@ -107,7 +107,7 @@ def stop_at(count: int) -> Faulty:
 
 
 def simulation(app: Path, settings: dict[str, Any] | Path, nodes: int | None = None) -> list[str]:
-    """Return the command that simulates an app on Ray; by default all its clients."""
+    """Return the command that simulates an app on Ray, by default with all its clients."""
     federation = declared(app)["federations"]["local-simulation"]
     count = nodes or federation["options"]["num-supernodes"]
     given = settings if isinstance(settings, Path) else as_run_config(settings)
@@ -117,25 +117,25 @@ def simulation(app: Path, settings: dict[str, Any] | Path, nodes: int | None = N
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Return an environment that marks all processes of a command by the folder it is given in."""
+    """Return an environment that marks all processes of a command with its folder."""
     own = {"FLWR_TELEMETRY_ENABLED": "0", "TEST_FOLDER": str(folder)}
-    # Threads that spin while they wait slow each other down a hundredfold on few cores.
+    # On few cores, threads that spin while they wait slow each other down a hundredfold.
     own |= {"OMP_WAIT_POLICY": "PASSIVE"}
     return os.environ | own | {"PATH": f"{BIN}:{os.environ['PATH']}"}
 
 
 def marked(folder: Path) -> list[int]:
-    """Return the processes that have such an environment; for Linux."""
+    """Return the processes with this folder in their environment; on Linux only."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):  # it has ended, or is somebody else's
+        with suppress(OSError):  # ended, or another user's
             if f"TEST_FOLDER={folder}\0".encode() in path.read_bytes():
                 found.append(int(path.parent.name))
     return found
 
 
 def run(command: list, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, with more in the environment."""
+    """Run a command to its end; `more` is added to the environment."""
     return subprocess.run(
         [str(word) for word in command],
         cwd=folder,
@@ -148,7 +148,7 @@ def run(command: list, folder: Path, **more: str) -> subprocess.CompletedProcess
 
 
 def start(command: list, folder: Path, until: Callable[[str], object]) -> subprocess.Popen:
-    """Start a command in a group of its own, and wait until something holds of its log."""
+    """Start a command in a process group of its own, and wait until `until(log)` is true."""
     log = folder / "log"
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -173,11 +173,11 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def run_as_the_readme_says(folder: Path, *more: str) -> str:
-    """Run the app offline by `flwr run`, check what every run leaves and says; return the log.
+    """Run the app offline by `flwr run`, check the files and lines of every run; return the log.
 
     Args:
-        folder: where the command is given.
-        more: files that are in the run's folder beside those of every run.
+        folder: the working directory.
+        more: further files in the run's folder.
     """
     done = run([BIN / "flwr", "run", APP, "--run-config", APP / "offline.toml"], folder)
     assert list(folder.glob("outputs/*/*/curves.png")), done.stdout
@@ -193,8 +193,17 @@ def run_as_the_readme_says(folder: Path, *more: str) -> str:
     return done.stdout
 
 
+def passes_the_exam(folder: Path, *words: str) -> None:
+    """Ask the app all questions of its exam, and see it answer the same bits each time."""
+    done = run([sys.executable, "-m", f"{__package__}.exam", *words], folder)
+    assert done.returncode == 0, done.stdout
+    questions = json.loads((folder / "exam.json").read_text())["questions"]
+    evidence = {question["name"]: question["evidence"] for question in questions}
+    assert all("bit for bit" in evidence[name] for name in ("repeats", "order"))
+
+
 def named_folder(variable: str, subfolder: str) -> Path:
-    """Return the folder that an environment variable names; skip the test where there is none."""
+    """Return the folder that an environment variable names; skip the test if there is none."""
     name = os.environ.get(variable, "")
     if not (name and Path(name, subfolder).is_dir()):
         pytest.skip(f"{variable} names no folder with {subfolder}/")
@@ -212,7 +221,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
 
 
 def copy(folder: Path, *left_out: str) -> Path:
-    """Return a copy of the app in a folder, without outputs, and without some files."""
+    """Return a copy of the app in a folder, without outputs and the files `left_out`."""
     app = folder / "app"
     ignored = shutil.ignore_patterns("outputs", "__pycache__", ".*", *left_out)
     shutil.copytree(APP, app, ignore=ignored)
@@ -220,7 +229,7 @@ def copy(folder: Path, *left_out: str) -> Path:
 
 
 def edit(path: Path, old: str, new: str) -> None:
-    """Change a copy's code in the only place where it says `old`."""
+    """Replace `old`, which must occur once in a file of a copy."""
     text = path.read_text()
     assert text.count(old) == 1, (path, old)
     path.write_text(text.replace(old, new))
@@ -232,12 +241,12 @@ def write_digits(
     """Write scikit-learn's digits as train/<class>/*.png and test/<class>/*.png; return the name.
 
     Args:
-        folder: is made.
+        folder: the new folder.
         size: of a picture in pixels, 28 or 32.
-        make: gets a picture in [0, 1], (size, size).
-        count: of pictures, of which every fourth is for tests.
+        make: makes an image of a picture (size, size) in [0, 1].
+        count: of pictures; every fourth is for tests.
     """
-    from sklearn.datasets import load_digits  # which not every app has
+    from sklearn.datasets import load_digits  # not every app has it
 
     digits = load_digits()
     for row in range(count):
@@ -253,7 +262,7 @@ def plain(picture: np.ndarray) -> Image.Image:
 
 
 def alpha(picture: np.ndarray) -> Image.Image:
-    """Return black ink whose shape is in the alpha channel only."""
+    """Return a black image with the picture in its alpha channel only."""
     image = Image.new("RGBA", picture.shape)
     image.putalpha(plain(picture))
     return image
@@ -264,7 +273,7 @@ def sixteen(picture: np.ndarray) -> Image.Image:
 
 
 def write_words(folder: Path, size: int) -> str:
-    """Write digits with one split and with words as labels; return the name."""
+    """Write digits in one split, with words as labels; return the name."""
     rows = load_dataset(write_digits(folder / "digits", size, plain), split="train")
     words = ["no. " + rows.features["label"].int2str(label) for label in rows["label"]]
     rows.remove_columns("label").add_column("label", words).to_parquet(folder / "words/all.parquet")
@@ -272,7 +281,7 @@ def write_words(folder: Path, size: int) -> str:
 
 
 def write_hidden(folder: Path, size: int) -> str:
-    """Write 40 digits, whose 10 labels for tests are -1; return the name."""
+    """Write 40 digits, 10 of them for tests, with labels of -1; return the name."""
     name = write_digits(folder / "digits", size, plain, 40)
     for split, rows in load_dataset(name).items():
         labels = rows["label"][:] if split == "train" else [-1] * len(rows)
@@ -283,7 +292,7 @@ def write_hidden(folder: Path, size: int) -> str:
 
 
 def without_wing(app: Path, folder: str, mark: str) -> None:
-    """Leave a wing out of a copy: delete its folder, and the lines of the app that are marked."""
+    """Remove a wing from a copy: its folder, and the lines of the app that end with its mark."""
     [wing] = app.glob(f"*/{folder}")
     shutil.rmtree(wing)
     for path in [*wing.parent.glob("*.py"), app / "pyproject.toml"]:

@@ -1,4 +1,4 @@
-"""Whether a run aggregates layer by layer, and why."""
+"""Choice between aggregation layer by layer and all at once."""
 
 from dataclasses import dataclass
 from logging import INFO
@@ -16,13 +16,13 @@ from flowertune_llm.layerwise.settings import LayerwiseSettings
 
 @dataclass(frozen=True)
 class Choice:
-    """How a run aggregates.
+    """The way in which a run aggregates.
 
     Args:
-        strategy: FedAvg, if it is to be layer by layer.
+        strategy: must be FedAvg for aggregation layer by layer.
         config: the settings.
-        by_layers: whether it is.
-        words: how, and why.
+        by_layers: whether aggregation is layer by layer.
+        words: the way and its reason, for the log.
     """
 
     strategy: Strategy
@@ -31,7 +31,7 @@ class Choice:
     words: str
 
     def layers(self, run: Run, clients: Clients, traffic: dict[str, int]) -> Layers | None:
-        """Say what was chosen, and return what trains in the strategy's place, if anything."""
+        """Log the choice, and return the `Layers` of the run; None if it has none."""
         log(INFO, "Aggregation: %s", self.words)
         if not (self.by_layers and isinstance(self.strategy, FedAvg)):
             return None
@@ -39,10 +39,10 @@ class Choice:
 
 
 def choose(config: LayerwiseSettings, strategy: Strategy, initial: ArrayRecord) -> Choice:
-    """Choose how a run aggregates: an adapter that fits into one slice comes whole.
+    """Choose how a run aggregates: an adapter that fits into one slice is sent whole.
 
     Raises:
-        ValueError: it would be layer by layer, and the strategy is not FedAvg.
+        ValueError: the strategy is not FedAvg, which layer by layer needs.
     """
     name, size = type(strategy).__name__, sum(len(array.data) for array in initial.values())
     mode = f'aggregation.mode = "{config.aggregation_mode}"'

@@ -1,4 +1,4 @@
-"""A client's side: what it answers when it is asked to get ready, and for slices."""
+"""The client's side: replies to the requests to get ready, and for slices."""
 
 import json
 from collections.abc import Callable
@@ -16,14 +16,14 @@ Train = Callable[[Message, Context, Callable[[], Path], Path], dict[str, float]]
 
 
 def register(app: ClientApp, settings: type[LayerwiseSettings], find: Find, train: Train) -> None:
-    """Have a ClientApp take part in aggregation layer by layer.
+    """Add the replies of aggregation layer by layer to a ClientApp.
 
     Args:
         app: the app's.
-        settings: reads the run config.
-        find: returns the folder of the model that a client has, from settings and partition.
-        train: trains from the model in a folder, or the adapter in a message, into another folder;
-            returns the metrics.
+        settings: class that reads the run config.
+        find: returns the folder of a client's own model, from settings and partition.
+        train: trains the model in a folder, or the adapter in a message, and writes the result
+            into another folder; returns the metrics.
     """
 
     def site(message: Message, context: Context) -> Site:
@@ -32,21 +32,21 @@ def register(app: ClientApp, settings: type[LayerwiseSettings], find: Find, trai
 
     @app.train("make_ready")
     def make_ready(message: Message, context: Context) -> Message:
-        """Train, where this run does, keep the result on disk, and tell what there is to serve."""
+        """Train, if clients train, keep the result on disk, and reply with its list of tensors."""
         here = site(message, context)
-        report = {"num-examples": int(context.node_config.get("num-examples", 1))}
+        metrics = {"num-examples": int(context.node_config.get("num-examples", 1))}
         if here.config.trains:
-            report = here.keep(lambda folder: train(message, context, here.start, folder))
+            metrics = here.keep(lambda folder: train(message, context, here.start, folder))
         source = here.served()
         manifest = {"tensors": json.dumps(list(source.tensors.values()))}
         manifest["fingerprint"] = source.fingerprint
-        content = {"manifest": ConfigRecord(manifest), "metrics": MetricRecord(report)}
+        content = {"manifest": ConfigRecord(manifest), "metrics": MetricRecord(metrics)}
         return Message(RecordDict(content), reply_to=message)
 
     @app.query("slice")
     def serve_slice(message: Message, context: Context) -> Message:
-        """Read the bytes asked for, and nothing else."""
-        data = serving.read_parts(site(message, context).served(), message.content["slice"])
+        """Reply with the requested bytes, read from disk."""
+        data = serving.read_spans(site(message, context).served(), message.content["slice"])
         return Message(RecordDict({"data": serving.raw_record(data)}), reply_to=message)
 
     @app.query("model")

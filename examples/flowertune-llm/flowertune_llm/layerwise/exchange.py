@@ -1,4 +1,4 @@
-"""Many requests, a few of them on their way at a time; replies in the order of the requests."""
+"""Requests of which only a few are under way at a time, and replies in the requests' order."""
 
 import threading
 import time
@@ -14,20 +14,20 @@ from flowertune_llm.kit.replies import cause
 
 Requests = Iterable[tuple[Any, Message]]
 Replies = Generator[tuple[Any, Message | None], None, None]
-LOOK = 5.0  # seconds between two looks whether a client is still there
-GRACE = 10.0  # seconds for what a client has sent just before it went
+LOOK = 5.0  # seconds between two checks that a client is still connected
+GRACE = 10.0  # seconds to wait for the last messages of a client that has gone
 
 
 def exchange(grid: Grid, requests: Requests, in_flight: int, timeout: float) -> Replies:
     """Send requests and yield replies.
 
     Args:
-        requests: each with something beside it, to know it by.
-        in_flight: how many may be on their way at once.
+        requests: messages, each with a label.
+        in_flight: largest number under way at once.
         timeout: seconds for each.
 
     Yields:
-        what stood beside the request, and the reply; None if none came.
+        the request's label, and the reply; None if none came.
     """
     requests = iter(requests)
     waiting: deque[tuple[Any, int, str | None, float]] = deque()
@@ -42,18 +42,18 @@ def exchange(grid: Grid, requests: Requests, in_flight: int, timeout: float) -> 
                 return
             beside, node, message_id, deadline = waiting.popleft()
             yield beside, pull(grid, node, message_id, deadline)
-    finally:  # leave no slices behind where messages are kept
+    finally:  # removes slices from the store of messages
         soon = time.monotonic() + GRACE
         for _, node, message_id, _ in waiting:
             pull(grid, node, message_id, soon)
 
 
 def pull(grid: Grid, node: int, message_id: str | None, deadline: float) -> Message | None:
-    """Return the reply to a message as soon as it is there.
+    """Wait for the reply to a message.
 
     Returns:
-        None if the message was not sent, after the deadline, or when the client has gone: of a
-        reply that was never sent to its end Flower would wait for the rest for hours.
+        the reply; None if the message was not sent, after the deadline, or when the client has
+        gone: Flower would wait for hours for the rest of a reply.
     """
     if not message_id:
         return None
@@ -69,7 +69,7 @@ def pull(grid: Grid, node: int, message_id: str | None, deadline: float) -> Mess
                     return
                 time.sleep(wait)
                 wait = min(1.2 * wait, 0.5)
-        except BaseException as error:  # a client in this process may have been interrupted
+        except BaseException as error:  # an interrupt, while a client works in this process
             found.put(error)
 
     threading.Thread(target=look, daemon=True).start()
@@ -89,7 +89,7 @@ def pull(grid: Grid, node: int, message_id: str | None, deadline: float) -> Mess
 
 
 def lacking(reply: Message | None) -> str:
-    """Say why there is no reply, or nothing."""
+    """Return why a reply is missing or an error, or an empty text."""
     if reply is None:
         return "no reply within strategy.round-timeout, or gone before its end"
     return cause(reply) if reply.has_error() else ""

@@ -1,4 +1,4 @@
-"""How far a long aggregation has come: a bar on a terminal, a line for each tenth elsewhere."""
+"""Progress of a long aggregation: a bar on a terminal, a line for each tenth elsewhere."""
 
 import sys
 import time
@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Counts bytes.
+    """A count of bytes.
 
     Args:
         total: of the whole model, from all clients.
-        done: what need not be fetched again.
+        done: bytes that were aggregated before an interruption.
     """
 
     def __init__(self, total: int, done: int) -> None:

@@ -1,4 +1,4 @@
-"""Aggregation a slice at a time: neither side ever holds a model."""
+"""Aggregation slice by slice: neither side ever has a whole model in memory."""
 
 import json
 import shutil
@@ -26,9 +26,9 @@ from flowertune_llm.layerwise.serving import raw_record
 from flowertune_llm.layerwise.settings import LayerwiseSettings
 from flowertune_llm.layerwise.shards import (
     FLOATS,
-    Part,
     Shard,
     Slice,
+    Span,
     Tensor,
     plan,
     tensors_from,
@@ -44,7 +44,7 @@ from flowertune_llm.layerwise.synthetic import make_sink
 
 
 class ClientFailed(RuntimeError):
-    """A client sent nothing, or nothing that can be used."""
+    """A client without a usable reply."""
 
     def __init__(self, partition: int, problem: str) -> None:
         super().__init__(f"partition {partition}: {problem}")
@@ -52,26 +52,26 @@ class ClientFailed(RuntimeError):
 
 
 class Client(NamedTuple):
-    """One that takes part in a round."""
+    """A client of a round."""
 
     node: int
-    ready: RecordDict  # what it said when it was: `manifest` and `metrics`
+    ready: RecordDict  # its reply when it was ready: `manifest` and `metrics`
 
 
 class Layers:
     """FedAvg's mean over whole models, or over adapters too long for one message.
 
-    In each round clients first get ready: they train, or have nothing to do, and say which tensors
+    In each round clients first get ready: they train, if this run trains, and say which tensors
     they have. The server then asks all of them for slice after slice, adds the replies up in
-    float32, and writes each finished slice to its place in `model_<round>`. A client that fails on
-    the way is left out of every slice, or ends the run: `aggregation.on-failure`.
+    float32, and writes each finished slice to its place in `model_<round>`. A client that fails
+    meanwhile is left out of every slice, or ends the run: `aggregation.on-failure`.
 
     Args:
         config: the settings.
-        run: where the run stands.
+        run: state of the run, and its folder.
         clients: those of the run.
-        strategy: whose weights and metrics count.
-        traffic: takes the bytes that a client gets and sends in a round.
+        strategy: weighs clients, and averages their metrics.
+        traffic: is filled with the bytes to and from a client in a round.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Layers:
             nodes = self.distribute(nodes, round_config, self.model_folder(server_round - 1))
         clients, tensors = self.make_ready(nodes, round_config)
         self.traffic["up_bytes"] = sum(tensor.nbytes for tensor in tensors)
-        measured = getattr(self.clients.grid, "task", nullcontext)  # if the Grid measures tasks
+        measured = getattr(self.clients.grid, "task", nullcontext)  # the Grid of the profiler
         while True:
             try:
                 with measured("aggregate"):
@@ -117,7 +117,7 @@ class Layers:
     # Getting ready
 
     def distribute(self, nodes: Nodes, round_config: ConfigRecord, folder: Path) -> Nodes:
-        """Send the files of the global model to all, and return the nodes that have them."""
+        """Send the files of the global model, and return the nodes that have got all."""
         files = sorted(path for path in folder.iterdir() if path.is_file())
         self.traffic["down_bytes"] = sum(path.stat().st_size for path in files)
         log(INFO, "Sending %s to %d clients", folder.name, len(nodes))
@@ -148,10 +148,10 @@ class Layers:
     def make_ready(
         self, nodes: Nodes, round_config: ConfigRecord
     ) -> tuple[dict[int, Client], list[Tensor]]:
-        """Have clients train, where they do, and return those that can be averaged.
+        """Make clients train, if this run trains, and return those that can be averaged.
 
         Raises:
-            TooFewReplies: fewer than `min-replies` can.
+            TooFewReplies: they are fewer than `min-replies`.
         """
         content = RecordDict({"config": round_config})
         if self.run.arrays:
@@ -206,7 +206,7 @@ class Layers:
         """Write the mean of the clients' models.
 
         Raises:
-            ClientFailed: nothing of this client, nor of the others, has become a model.
+            ClientFailed: a client failed, and no model was written.
         """
         metrics = {partition: client.ready["metrics"] for partition, client in clients.items()}
         weight = self.strategy.weighted_by_key
@@ -269,15 +269,15 @@ class Layers:
             log(INFO, "Aggregated %d models: %s", len(clients), progress)
 
     def request(self, piece: Slice, node: int, round_config: ConfigRecord) -> Message:
-        columns = zip(*piece.parts, strict=True)
-        asked = ConfigRecord(dict(zip(Part._fields, map(list, columns), strict=True)))
+        columns = zip(*piece.spans, strict=True)
+        asked = ConfigRecord(dict(zip(Span._fields, map(list, columns), strict=True)))
         return Message(RecordDict({"config": round_config, "slice": asked}), node, "query.slice")
 
     def add(self, total: RunningSum, reply: Message | None, partition: int, share: float) -> None:
         """Add a reply to the sum.
 
         Raises:
-            ClientFailed: it cannot be used; the sum is spoilt.
+            ClientFailed: the reply cannot be used; the sum is not valid any more.
         """
         if problem := lacking(reply):
             raise ClientFailed(partition, problem)
@@ -300,7 +300,7 @@ class Layers:
         sink: Any,
         round_config: ConfigRecord,
     ) -> None:
-        """Average as Flower's FedAvg does: all models in memory together."""
+        """Average as Flower's FedAvg does: with all models in memory."""
         content = RecordDict({"config": round_config})
         messages = [Message(content, c.node, "query.model") for c in clients.values()]
         self.clients.send(messages)
@@ -328,14 +328,14 @@ class Layers:
             averaged = [t for t in shard.tensors if t.dtype in FLOATS]
             values = kept | {t.name: to_bytes(mean[t.name], t.dtype) for t in averaged}
             for piece in shard.slices:
-                data = b"".join(values[name][start:stop] for name, start, stop in piece.parts)
+                data = b"".join(values[name][start:stop] for name, start, stop in piece.spans)
                 sink.write(piece, memoryview(data))
             sink.end(shard)
 
     def files_beside(
         self, clients: dict[int, Client], round_config: ConfigRecord
     ) -> dict[str, bytes]:
-        """Return the model's config and tokenizer, from the first client that gives them."""
+        """Return the model's config and tokenizer, from the first client that replies."""
         problem = ""
         for partition, client in clients.items():
             message = Message(RecordDict({"config": round_config}), client.node, "query.files")
@@ -357,12 +357,12 @@ class Layers:
         return self.run.folder / f"model_{server_round}"
 
     def drop_unsaved(self, server_round: int) -> None:
-        """Delete the model of a round that is not to be kept."""
+        """Delete a round's model, unless this round is one to keep."""
         if server_round % self.config.save_every_round:
             shutil.rmtree(self.model_folder(server_round), ignore_errors=True)
 
     def changed_adapter(self, folder: Path) -> ArrayRecord:
-        """Return the global adapter with the mean change added that is in the folder."""
+        """Return the global adapter, after adding the mean change in the folder."""
         change = safetensors.torch.load_file(folder / "model.safetensors")
         shutil.rmtree(folder)
         arrays = self.run.arrays
@@ -370,7 +370,7 @@ class Layers:
 
 
 def model_problem(reply: Message, tensors: list[Tensor]) -> str:
-    """Say what is wrong with a whole model, or nothing."""
+    """Return the problem of a whole model, or an empty text."""
     arrays = reply.content["arrays"]
     for name, dtype, shape in tensors:
         if name not in arrays or tuple(arrays[name].shape) != shape:

@@ -1,4 +1,4 @@
-"""A client's models: which one it serves, the bytes asked for, what it keeps between messages."""
+"""A client's models: the one it serves, the bytes of a slice, the files between messages."""
 
 import json
 import os
@@ -15,34 +15,34 @@ from flwr.app import Array, ArrayRecord, ConfigRecord
 from flowertune_llm.client_files import folder_of
 from flowertune_llm.layerwise import synthetic
 from flowertune_llm.layerwise.settings import LayerwiseSettings
-from flowertune_llm.layerwise.shards import Part, Source, files_beside, open_checkpoint
+from flowertune_llm.layerwise.shards import Span, Weights, files_beside, open_checkpoint
 
-REPORT = "report.json"
+METRICS = "report.json"
 NUMPY = {"F32": "f4", "F16": "f2", "BF16": "u2", "I64": "i8", "I32": "i4", "I16": "i2"}
 NUMPY |= {"I8": "i1", "U8": "u1", "BOOL": "?"}
 Find = Callable[[Any, int], Path]  # the folder of a client's model, from settings and partition
 
 
 class Raw(bytes):
-    """Bytes that Ray moves between processes without copying them on the way."""
+    """Bytes that Ray passes between processes without a further copy."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return (memoryview, (PickleBuffer(self),)) if protocol >= 5 else super().__reduce_ex__(4)
 
 
 def raw_record(data: bytes) -> ArrayRecord:
-    """Wrap bytes as they are; numpy, which knows no bfloat16, has no part in it."""
+    """Return bytes in a record, without numpy, which does not know bfloat16."""
     return ArrayRecord({"data": Array("uint8", (len(data),), "bytes", data)})
 
 
 class Site:
-    """A client in a round: the model that it has, what it has trained, what it was sent.
+    """A client in a round: its own model, the trained one, the global one.
 
     Args:
         config: the settings.
         partition: the client's.
-        asked: what the server says of the run and the round.
-        find: returns the folder of the model that the client has.
+        asked: run and round, from the server.
+        find: returns the folder of the client's own model.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class Site:
         self.global_model = self.folder / "global"
 
     def start(self) -> Path:
-        """Return where the global model is: the client's own until the server has sent another."""
+        """Return the folder of the global model: the client's own until the server sends one."""
         if self.global_model.is_dir():
             return self.global_model
         return self.find(self.config, self.partition)
 
-    def served(self) -> Source:
-        """Return what this client contributes in this round: what it has trained, or its model."""
+    def served(self) -> Weights:
+        """Return the weights that this client serves in this round: trained ones, or its own."""
         if self.config.trains:
             return open_checkpoint(self.trained)
         if self.config.model_name in synthetic.NAMES:
@@ -68,12 +68,12 @@ class Site:
         return open_checkpoint(self.find(self.config, self.partition))
 
     def keep(self, train: Callable[[Path], dict[str, float]]) -> dict[str, float]:
-        """Have a model trained, unless this round's is there from before an interruption.
+        """Train a model, unless this round's exists from before an interruption.
 
-        The folder is there whole or not at all; the last round's goes.
+        The folder is whole or absent; the last round's is deleted.
 
         Args:
-            train: writes the model into a given folder, and returns a report.
+            train: writes the model into a given folder, and returns its metrics.
         """
         if not self.trained.is_dir():
             for earlier in self.folder.glob("trained-*"):
@@ -82,17 +82,17 @@ class Site:
             with tempfile.TemporaryDirectory(dir=self.folder, prefix=".training-") as temporary:
                 path = Path(temporary, "model")
                 path.mkdir()
-                report = train(path)
-                (path / REPORT).write_text(json.dumps(report))
+                metrics = train(path)
+                (path / METRICS).write_text(json.dumps(metrics))
                 path.rename(self.trained)
-        return json.loads((self.trained / REPORT).read_text())
+        return json.loads((self.trained / METRICS).read_text())
 
     def files(self) -> dict[str, bytes]:
-        """Return the files beside the weights that this client serves."""
+        """Return the files beside this client's weights, by name."""
         if self.config.model_name in synthetic.NAMES:
             return {}
         found = files_beside(self.served().folder)
-        return {name: content for name, content in found.items() if name != REPORT}
+        return {name: content for name, content in found.items() if name != METRICS}
 
     def receive(self, piece: ConfigRecord, data: bytes) -> None:
         """Write a piece of a file of the global model; the last piece puts the folder in place.
@@ -116,19 +116,19 @@ class Site:
                 partial.rename(self.global_model)
 
 
-def read_parts(source: Source, asked: ConfigRecord) -> Raw:
-    """Return the bytes of a slice, in the order in which its parts are named."""
-    parts = [Part(*part) for part in zip(*(asked[key] for key in Part._fields), strict=True)]
-    for name, start, stop in parts:
-        if name not in source.tensors or not 0 <= start < stop <= source.tensors[name].nbytes:
+def read_spans(weights: Weights, asked: ConfigRecord) -> Raw:
+    """Return the bytes of a slice, in the order of its spans."""
+    spans = [Span(*span) for span in zip(*(asked[key] for key in Span._fields), strict=True)]
+    for name, start, stop in spans:
+        if name not in weights.tensors or not 0 <= start < stop <= weights.tensors[name].nbytes:
             raise RuntimeError(f"asked for bytes {start} to {stop} of {name}, which are not here")
-    return Raw(source.read(parts[0]) if len(parts) == 1 else b"".join(map(source.read, parts)))
+    return Raw(weights.read(spans[0]) if len(spans) == 1 else b"".join(map(weights.read, spans)))
 
 
-def whole_model(source: Source) -> ArrayRecord:
-    """Return all tensors at once; bfloat16 as the 16 bits that it is."""
+def whole_model(weights: Weights) -> ArrayRecord:
+    """Return all tensors at once, bfloat16 as uint16."""
     arrays = ArrayRecord()
-    for tensor in source.tensors.values():
-        data = source.read(Part(tensor.name, 0, tensor.nbytes))
+    for tensor in weights.tensors.values():
+        data = weights.read(Span(tensor.name, 0, tensor.nbytes))
         arrays[tensor.name] = Array(np.frombuffer(data, NUMPY[tensor.dtype]).reshape(tensor.shape))
     return arrays

@@ -1,4 +1,4 @@
-"""The keys of this wing, and what it needs of the app's."""
+"""The keys of this wing, and those of the app that it uses."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from flowertune_llm.kit.settings import Settings, at_least, one_of, true_or_fals
 
 @dataclass(frozen=True)
 class LayerwiseSettings(Settings):
-    """Adds these keys to an app's settings; pyproject.toml explains them."""
+    """Further keys of an app's settings; pyproject.toml explains them."""
 
     train_disable: bool = true_or_false("train.disable")
     aggregation_mode: str = one_of("layerwise", "all_at_once", name="aggregation.mode")
@@ -53,17 +53,17 @@ class LayerwiseSettings(Settings):
 
     @property
     def trains(self) -> bool:
-        """Tell whether clients train, or only serve the model that they have."""
+        """Tell whether clients train, or only serve their own models."""
         return not self.train_disable and dict(self.training_arguments).get("max_steps") != 0
 
     @property
     def whole_model(self) -> bool:
-        """Tell whether whole models are averaged, not adapters."""
+        """Tell whether whole models are averaged, instead of adapters."""
         return not self.trains or self.lora_r == 0
 
     @property
     def rounds(self) -> int:
-        """The number of rounds: averaging untrained models again would change nothing."""
+        """Number of rounds: 1 without training, since averaging again would change nothing."""
         return self.num_server_rounds if self.trains else 1
 
     @property

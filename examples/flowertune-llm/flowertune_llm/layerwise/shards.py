@@ -1,4 +1,4 @@
-"""Checkpoints in safetensors, read and written a slice at a time: nobody holds the model.
+"""Checkpoints in safetensors, read and written slice by slice, never whole in memory.
 
 Source of the format: https://huggingface.co/docs/safetensors
 """
@@ -13,19 +13,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol
 
-# Bytes of an element. What is no 16- or 32-bit float is carried over, not averaged.
+# Bytes of an element. Only floats of 16 or 32 bits are averaged; others are carried over.
 ITEM_SIZES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
 ITEM_SIZES |= {"BOOL": 1}
 FLOATS = ("F32", "F16", "BF16")
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
-# Copies of the model that transformers passes over: shards that a file has replaced, Mistral's own.
+# Copies of the model that transformers ignores: shards beside a whole file, Mistral's own format.
 PASSED_OVER = re.compile(r"(model-\d+-of-\d+|consolidated[\w.-]*)\.safetensors")
 BESIDE = ("*.json", "*.jinja", "*.model", "*.txt")  # config, tokenizer; no code from clients
 PROGRESS = "progress.json"
 
 
 class Tensor(NamedTuple):
-    """A tensor's place in the model: `dtype` as safetensors names it."""
+    """A tensor's name, dtype (by safetensors' name for it) and shape."""
 
     name: str
     dtype: str
@@ -36,7 +36,7 @@ class Tensor(NamedTuple):
         return math.prod(self.shape) * ITEM_SIZES[self.dtype]
 
 
-class Part(NamedTuple):
+class Span(NamedTuple):
     """Bytes `start` to `stop` of one tensor."""
 
     name: str
@@ -45,32 +45,32 @@ class Part(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """What is asked for, added up and written at once: neighbours of one dtype in one shard."""
+    """Bytes to request, add up and write together: neighbours of one dtype in a shard."""
 
     shard: int
     start: int  # in the shard's data
     dtype: str
-    parts: tuple[Part, ...]
+    spans: tuple[Span, ...]
 
     @property
     def nbytes(self) -> int:
-        return sum(part.stop - part.start for part in self.parts)
+        return sum(span.stop - span.start for span in self.spans)
 
 
-class Source(Protocol):
-    """Where slices come from."""
+class Weights(Protocol):
+    """Tensors that can be read by spans."""
 
     tensors: Mapping[str, Tensor]
 
-    def read(self, part: Part) -> bytes: ...
+    def read(self, span: Span) -> bytes: ...
 
 
 class Checkpoint:
-    """The tensors of a folder with one or many .safetensors files, none of them loaded.
+    """The tensors in the .safetensors files of a folder; none is loaded.
 
     Raises:
-        RuntimeError: there is none, one is damaged, or it is not clear which are the model; names
-            the file.
+        RuntimeError: no file is there, one is damaged, or it is not clear which are the model's;
+            the text names the file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -108,12 +108,12 @@ class Checkpoint:
             self.tensors[name] = Tensor(name, entry["dtype"], tuple(entry["shape"]))
             self.places[name] = (descriptor, begin + entry["data_offsets"][0])
 
-    def read(self, part: Part) -> bytes:
-        """Read exactly these bytes from the disk."""
-        descriptor, offset = self.places[part.name]
-        data = os.pread(descriptor, part.stop - part.start, offset + part.start)
-        if len(data) != part.stop - part.start:
-            raise RuntimeError(f"{self.folder}: {part.name} ends early; the file was cut off")
+    def read(self, span: Span) -> bytes:
+        """Read a span from the disk."""
+        descriptor, offset = self.places[span.name]
+        data = os.pread(descriptor, span.stop - span.start, offset + span.start)
+        if len(data) != span.stop - span.start:
+            raise RuntimeError(f"{self.folder}: {span.name} ends early; the file was cut off")
         return data
 
     def close(self) -> None:
@@ -126,31 +126,31 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """What changes when someone writes to the files."""
+        """Text that changes when a file is written."""
         stats = [path.stat() for path in self.files]
         return " ".join(f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Open a folder's files once for each process, and again when one of them is another."""
+    """Open a folder's files, once for each process, and again after they have changed."""
     stats = [(path.name, path.stat()) for path in sorted(folder.glob("*.safetensors*"))]
     return opened(folder, tuple((n, s.st_ino, s.st_size, s.st_mtime_ns) for n, s in stats))
 
 
 @lru_cache(maxsize=4)
 def opened(folder: Path, files: tuple[tuple[str, int, int, int], ...]) -> Checkpoint:
-    """Open a folder; `files` tells what is in it."""
+    """Open a folder; `files` makes the cache tell changed files apart."""
     return Checkpoint(folder)
 
 
 def weight_map(folder: Path) -> dict[str, str]:
-    """Return the files that transformers would load, by the tensors that an index says they hold.
+    """Return the files that transformers would load, by tensor, as the index has them.
 
-    The one file comes before an index, which an earlier save may have left. Without an index the
-    name of the tensors is "".
+    A single file comes before an index, which an earlier save may have left. Without an index, the
+    only key is "".
 
     Raises:
-        RuntimeError: there are none, or others beside them that are no copies of the model.
+        RuntimeError: there are no such files, or others that are not copies of the model.
     """
     if (folder / FILE).is_file():
         files = {"": FILE}
@@ -177,10 +177,10 @@ def weight_map(folder: Path) -> dict[str, str]:
 
 
 def check_model(folder: Path) -> Path:
-    """Return a folder after a look whether it is a model that can be averaged.
+    """Return a folder after checking that it holds a model that can be averaged.
 
     Raises:
-        RuntimeError: it is none, is an adapter, or is quantised.
+        RuntimeError: it holds no model, an adapter, or a quantised model.
     """
     try:
         config = json.loads((folder / "config.json").read_text())
@@ -205,10 +205,10 @@ def check_model(folder: Path) -> Path:
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Return what a .safetensors file says of its tensors, and where their data begins.
+    """Return the header of a .safetensors file, and the offset of its data.
 
     Raises:
-        RuntimeError: the file is no such file, or was cut off.
+        RuntimeError: the file is not a .safetensors file, or was cut off.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -225,12 +225,12 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def plan(tensors: Iterable[Tensor], shard_bytes: int, slice_bytes: int) -> list["Shard"]:
-    """Divide a model into shards of whole tensors, and those into slices.
+    """Divide a model into shards of whole tensors, and shards into slices.
 
     Args:
-        tensors: in the order in which they are to be written.
-        shard_bytes: a shard ends before the tensor that would make it longer.
-        slice_bytes: the longest slice; small tensors share one, large ones are cut.
+        tensors: in the order to be written.
+        shard_bytes: longest shard, unless a single tensor is longer.
+        slice_bytes: longest slice; small tensors share one, large ones are cut.
     """
     shards: list[list[Tensor]] = []
     room = 0
@@ -240,7 +240,7 @@ def plan(tensors: Iterable[Tensor], shard_bytes: int, slice_bytes: int) -> list[
             room = shard_bytes
         shards[-1].append(tensor)
         room -= tensor.nbytes
-    # Wide elements first: each tensor then begins at a multiple of its element's size.
+    # Wide elements come first, so that each tensor begins at a multiple of its element's size.
     ordered = (sorted(shard, key=lambda tensor: -ITEM_SIZES[tensor.dtype]) for shard in shards)
     return [Shard(number, shard, slice_bytes) for number, shard in enumerate(ordered)]
 
@@ -254,23 +254,23 @@ class Shard:
         self.slices = list(self._cut(max(slice_bytes // 8 * 8, 8)))
 
     def _cut(self, limit: int) -> Iterator[Slice]:
-        parts: list[Part] = []
+        spans: list[Span] = []
         start = position = 0
         dtype = ""
         for tensor in self.tensors:
             done = 0
             while done < tensor.nbytes:
                 room = limit - (position - start)
-                if parts and (tensor.dtype != dtype or room < ITEM_SIZES[dtype]):
-                    yield Slice(self.number, start, dtype, tuple(parts))
-                    parts, start = [], position
+                if spans and (tensor.dtype != dtype or room < ITEM_SIZES[dtype]):
+                    yield Slice(self.number, start, dtype, tuple(spans))
+                    spans, start = [], position
                     continue
                 dtype = tensor.dtype
                 take = min(tensor.nbytes - done, room // ITEM_SIZES[dtype] * ITEM_SIZES[dtype])
-                parts.append(Part(tensor.name, done, done + take))
+                spans.append(Span(tensor.name, done, done + take))
                 done, position = done + take, position + take
-        if parts:
-            yield Slice(self.number, start, dtype, tuple(parts))
+        if spans:
+            yield Slice(self.number, start, dtype, tuple(spans))
 
     @property
     def header(self) -> bytes:
@@ -290,15 +290,15 @@ class Shard:
 
 
 class Writer:
-    """Fills a checkpoint shard by shard; the folder gets its name when the last one is whole.
+    """A checkpoint that is written shard by shard, and gets its name when the last one is whole.
 
-    Until then everything is in `.<name>-partial` beside it, without a config.json; whole shards
-    survive an interruption, and are kept when the same is written again.
+    Until then its files are in `.<name>-partial`, without a config.json. Whole shards survive an
+    interruption, and are used if the same model is written again.
 
     Args:
-        folder: the checkpoint to be.
-        shards: what `plan` returned.
-        identity: what the values come from; whole shards made from anything else are discarded.
+        folder: of the new checkpoint.
+        shards: from `plan`.
+        identity: origin of the values; whole shards of another origin are discarded.
     """
 
     def __init__(self, folder: Path, shards: list[Shard], identity: Any) -> None:
@@ -340,10 +340,10 @@ class Writer:
         self.file.write(shard.header)
 
     def write(self, piece: Slice, data: memoryview) -> None:
-        """Write what comes next of a slice; slices come in the order of the shard's data.
+        """Write the next bytes of a slice; slices come in the order of the shard's data.
 
         Raises:
-            RuntimeError: there is no room; whole shards stay.
+            RuntimeError: the disk is full; whole shards stay.
         """
         try:
             while data:
@@ -359,7 +359,7 @@ class Writer:
         ) from None
 
     def end(self, shard: Shard) -> None:
-        """Make a shard durable, and say so."""
+        """Finish a shard, so that it survives an interruption."""
         try:
             os.fsync(self.file.fileno())
         except OSError as error:
@@ -371,7 +371,7 @@ class Writer:
         self._note()
 
     def abandon(self) -> None:
-        """Drop the shard that is not whole."""
+        """Close and forget the shard that is not whole."""
         if self.file:
             self.file.close()
             self.file = None
@@ -401,5 +401,5 @@ def files_beside(folder: Path) -> dict[str, bytes]:
 
 
 def tensors_from(described: list[list[Any]]) -> list[Tensor]:
-    """Return tensors from what JSON makes of them."""
+    """Return tensors from JSON."""
     return [Tensor(name, dtype, tuple(shape)) for name, dtype, shape in described]

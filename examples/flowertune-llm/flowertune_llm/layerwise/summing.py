@@ -1,4 +1,4 @@
-"""The sum that grows while replies come: weighted, in float32, in memory that is used again."""
+"""The weighted sum of replies, in float32, in the same memory for all slices."""
 
 import warnings
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from flwr.app import Array
 from flowertune_llm.layerwise.shards import FLOATS, Slice
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-BLOCK = 2**18  # elements: in float32 they stay in the cache between widening and adding
-warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nobody writes
+BLOCK = 2**18  # elements; in float32 they fit in the cache while they are widened and added
+warnings.filterwarnings("ignore", message="The given buffer is not writable")  # it is only read
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Have PyTorch compute in one thread: memory is the limit, and clients want the other cores."""
+    """Make PyTorch compute in one thread: memory limits it, and clients need the other cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -27,7 +27,7 @@ def one_thread() -> Iterator[None]:
 
 
 class CannotAverage(RuntimeError):
-    """What the clients have in place of weights has no mean: no client's fault, but the model's."""
+    """Tensors without a mean that differ between clients: the model's fault, not a client's."""
 
     def __init__(self, names: str, dtype: str) -> None:
         super().__init__(
@@ -57,7 +57,7 @@ class RunningSum:
 
         Raises:
             ValueError: they hold NaN or infinity.
-            CannotAverage: they are no floats and differ from the others'.
+            CannotAverage: they are not floats, and differ from the other clients'.
         """
         if self.piece.dtype not in FLOATS:
             if self.kept and self.kept != data:
@@ -85,19 +85,19 @@ class RunningSum:
 
     @property
     def names(self) -> str:
-        first, last = self.piece.parts[0].name, self.piece.parts[-1].name
+        first, last = self.piece.spans[0].name, self.piece.spans[-1].name
         return first if first == last else f"{first} to {last}"
 
 
 def to_bytes(array: Array, dtype: str) -> memoryview:
-    """Return float32 values as bytes of a dtype named as safetensors names it."""
+    """Return float32 values as bytes of a dtype, with safetensors' name for it."""
     values = array.numpy()
     tensor = torch.from_numpy(values.astype(np.float32, copy=False)).to(DTYPES[dtype])
     return tensor.flatten().view(torch.uint8).numpy().data
 
 
 def is_finite(array: Array) -> bool:
-    """Tell whether there is neither NaN nor infinity in an array as it travelled."""
+    """Tell whether an array from a message is free of NaN and infinity."""
     tensor = torch.from_numpy(array.numpy())
     tensor = tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
     return bool(tensor.isfinite().all())

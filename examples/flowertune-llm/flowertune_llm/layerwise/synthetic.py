@@ -1,7 +1,7 @@
-"""Made models of Llama's shapes, to try aggregation at full size with nothing on disk.
+"""Made models of real shapes, for trying aggregation at full size without a disk.
 
-Each client's weights are its own: a block of random numbers, read from another place for each
-tensor and client. Making a slice costs one copy of its bytes.
+Each client has its own weights: they are read from a block of random numbers, at another place for
+each tensor and client. Making a slice costs one copy of its bytes.
 """
 
 from functools import lru_cache
@@ -13,11 +13,11 @@ import numpy as np
 from flwr.common import log
 
 from flowertune_llm.layerwise.settings import LayerwiseSettings
-from flowertune_llm.layerwise.shards import Part, Shard, Slice, Tensor, Writer
+from flowertune_llm.layerwise.shards import Shard, Slice, Span, Tensor, Writer
 
 KEYS = ("num_hidden_layers", "hidden_size", "intermediate_size")
 KEYS += ("num_attention_heads", "num_key_value_heads", "vocab_size")
-# Source of the largest: config.json of meta-llama/Llama-3.1-70B. The others are made like it.
+# Source of the largest: config.json of meta-llama/Llama-3.1-70B. The others are smaller ones.
 SHAPES = {
     "synthetic-llama-3.1-70b": dict(zip(KEYS, (80, 8192, 28672, 64, 8, 128256), strict=True)),
     "synthetic-llama-70b-4-layers": dict(zip(KEYS, (4, 8192, 28672, 64, 8, 1024), strict=True)),
@@ -25,11 +25,41 @@ SHAPES = {
     "synthetic-2gb": dict(zip(KEYS, (14, 2048, 8192, 32, 8, 32000), strict=True)),
     "synthetic-100mb": dict(zip(KEYS, (4, 512, 2048, 8, 8, 32000), strict=True)),
 }
-NAMES = tuple(SHAPES)
-BLOCK = 2 * 16_777_259  # bytes; twice a prime, so that it repeats nowhere at a chunk's border
+GPT2_LARGE = "synthetic-gpt2-large"
+NAMES = (*SHAPES, GPT2_LARGE)
+BLOCK = 2 * 16_777_259  # bytes; twice a prime, so that repeats do not fall on a chunk's border
 
 
-def tensors(shape: dict[str, int]) -> dict[str, Tensor]:
+def tensors(name: str) -> dict[str, Tensor]:
+    return gpt2_large() if name == GPT2_LARGE else llama(SHAPES[name])
+
+
+def gpt2_large() -> dict[str, Tensor]:
+    """Return the 437 tensors of GPT-2 large with its head, in float32: 3.35 GB.
+
+    Source of the sizes: config.json of openai-community/gpt2-large
+    """
+    width, vocabulary, positions, layers = 1280, 50257, 1024, 36
+    layer = {
+        "ln_1": (width,),
+        "attn.c_attn": (width, 3 * width),
+        "attn.c_proj": (width, width),
+        "ln_2": (width,),
+        "mlp.c_fc": (width, 4 * width),
+        "mlp.c_proj": (4 * width, width),
+    }
+    shapes = {"transformer.wte.weight": (vocabulary, width)}
+    shapes["transformer.wpe.weight"] = (positions, width)
+    for number in range(layers):
+        for name, size in layer.items():
+            shapes[f"transformer.h.{number}.{name}.weight"] = size
+            shapes[f"transformer.h.{number}.{name}.bias"] = size[-1:]
+    shapes |= {"transformer.ln_f.weight": (width,), "transformer.ln_f.bias": (width,)}
+    shapes["lm_head.weight"] = (vocabulary, width)
+    return {name: Tensor(name, "F32", size) for name, size in shapes.items()}
+
+
+def llama(shape: dict[str, int]) -> dict[str, Tensor]:
     """Return the tensors of a Llama of this shape, in bfloat16, in the usual order."""
     hidden, wide = shape["hidden_size"], shape["intermediate_size"]
     narrow = hidden // shape["num_attention_heads"] * shape["num_key_value_heads"]
@@ -52,19 +82,19 @@ def tensors(shape: dict[str, int]) -> dict[str, Tensor]:
 
 
 class SyntheticModel:
-    """One client's made model, in the place of a checkpoint."""
+    """A client's made model, in the place of a checkpoint."""
 
     fingerprint = "made"
 
     def __init__(self, name: str, partition: int) -> None:
-        self.tensors = tensors(SHAPES[name])
+        self.tensors = tensors(name)
         self.partition = partition
         self.numbers = {tensor: number for number, tensor in enumerate(self.tensors)}
         self.block = random_block()
 
-    def read(self, part: Part) -> bytes:
-        begin = 2 * (self.numbers[part.name] * 7919 + self.partition * 6_700_417)
-        begin, left = (begin + part.start) % BLOCK, part.stop - part.start
+    def read(self, span: Span) -> bytes:
+        begin = 2 * (self.numbers[span.name] * 7919 + self.partition * 6_700_417)
+        begin, left = (begin + span.start) % BLOCK, span.stop - span.start
         pieces = []
         while left:
             pieces.append(self.block[begin : begin + left])
@@ -74,9 +104,12 @@ class SyntheticModel:
 
 @lru_cache(maxsize=1)
 def random_block() -> memoryview:
-    """Return the bytes of bfloat16 numbers from a normal distribution: 16 bits of float32 each."""
+    """Return the bytes of bfloat16 numbers from a normal distribution.
+
+    Two neighbours make a float32, too: the value of the second one, with more digits.
+    """
     generator, bits = np.random.default_rng(42), np.empty(BLOCK // 2, np.uint16)
-    for some in np.array_split(bits, 64):  # at once they would take several times as much memory
+    for some in np.array_split(bits, 64):  # all at once would take several times the memory
         values = generator.standard_normal(len(some), dtype=np.float32) * 0.02
         some[:] = values.view(np.uint32) >> 16
     return bits.view(np.uint8).data
@@ -87,25 +120,30 @@ def open_model(name: str, partition: int) -> SyntheticModel:
     return SyntheticModel(name, partition)
 
 
-def expected(name: str, weights: dict[int, float], part: Part) -> Any:
-    """Return the mean that aggregation is to find for a part, float32.
+def expected(name: str, shares: dict[int, float], span: Span) -> Any:
+    """Return the mean of the clients' models for a span of bytes, in float32.
 
     Args:
-        weights: each partition's share; they add up to 1.
+        shares: each partition's share of the mean; they add up to 1.
     """
-    total = np.zeros((part.stop - part.start) // 2, np.float32)
-    for partition, share in weights.items():
-        bits = np.frombuffer(open_model(name, partition).read(part), np.uint16)
-        total += (bits.astype(np.uint32) << 16).view(np.float32) * np.float32(share)
-    return total
+    dtype = open_model(name, 0).tensors[span.name].dtype
+    return sum(
+        to_float32(open_model(name, partition).read(span), dtype) * np.float32(share)
+        for partition, share in shares.items()
+    )
+
+
+def to_float32(data: Any, dtype: str) -> np.ndarray:
+    if dtype == "F32":
+        return np.frombuffer(data, np.float32)
+    return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
 class Discard:
-    """Takes slices as `shards.Writer` does, compares made ones with what they should be, and drops
-    them: for measurements without a disk.
+    """A sink in the place of `shards.Writer` that checks slices of made models, and drops them.
 
     Raises:
-        RuntimeError: a slice is not the mean of what the clients sent.
+        RuntimeError: a slice is not the mean of the clients' slices.
     """
 
     whole = 0
@@ -120,17 +158,17 @@ class Discard:
     def write(self, piece: Slice, data: memoryview) -> None:
         offset = self.place[1] if self.place[0] is piece else 0
         self.place = (piece, offset + len(data))
-        if offset == 0 and self.name in NAMES:  # one block of each slice: checking takes longest
-            self.check(piece.parts[0], data)
+        if offset == 0 and self.name in NAMES:  # one block of each slice only: checking is slow
+            self.check(piece.spans[0], data)
 
-    def check(self, part: Part, data: memoryview) -> None:
-        stop = min(part.stop, part.start + len(data))
-        bits = np.frombuffer(data[: stop - part.start], np.uint16)
-        values = (bits.astype(np.uint32) << 16).view(np.float32)
-        wanted = expected(self.name, self.shares, Part(part.name, part.start, stop))
-        # Where clients' values cancel, the last bits of float32 are all that is left.
+    def check(self, span: Span, data: memoryview) -> None:
+        stop = min(span.stop, span.start + len(data))
+        dtype = open_model(self.name, 0).tensors[span.name].dtype
+        values = to_float32(data[: stop - span.start], dtype)
+        wanted = expected(self.name, self.shares, Span(span.name, span.start, stop))
+        # The absolute tolerance is for values that cancel: they leave the last bits of float32.
         if not np.allclose(values, wanted, rtol=2**-8, atol=1e-8):
-            raise RuntimeError(f"{part.name}, from byte {part.start}: not the clients' mean")
+            raise RuntimeError(f"{span.name}, from byte {span.start}: not the clients' mean")
 
     def end(self, shard: Shard) -> None:
         pass
@@ -149,12 +187,12 @@ def make_sink(
     identity: Any,
     shares: dict[int, float],
 ) -> Writer | Discard:
-    """Return what takes the slices of a round, as `aggregation.output` says.
+    """Return the sink of a round's slices, by `aggregation.output`.
 
     Args:
         config: the settings.
         folder, shards, identity: as for `Writer`.
-        shares: each client's, of the mean.
+        shares: each partition's share of the mean.
     """
     if config.aggregation_output == "discard":
         return Discard(config.model_name, shares)

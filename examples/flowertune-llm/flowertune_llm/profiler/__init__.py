@@ -1,6 +1,6 @@
-"""What a run costs: recorded in each task and message, shown by `flwr-profile`.
+"""Costs of a run: recorded for each task and message, shown by `flwr-profile`.
 
-To leave this wing out, delete this folder, tests/test_profile.py, and all lines marked
+To leave this wing out, delete this folder, tests/test_profile.py, and all lines that end with
 `# profiler`.
 """
 

@@ -1,4 +1,4 @@
-"""The figures of a profile, added up over rounds and nodes, and in words."""
+"""Figures of a profile: sums over rounds and nodes, and cells of tables."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -39,14 +39,14 @@ def merged(rows: list[Row]) -> Row:
 
 
 def headline(profile: Profile) -> str:
-    """Say how a run stands, in a line; round 0 is the test before training."""
+    """Return the state of a run in a line; round 0 is the test before training."""
     count = sum(entry["round"] > 0 for entry in profile["rounds"])
     took = in_time(sum(entry["seconds"] for entry in profile["rounds"]))
     return f"{profile['status']}, {count} round{'s' * (count != 1)} in {took}"
 
 
 def notes(shown: dict[str, Any]) -> Iterator[str]:
-    """Say what the tables leave out: other counters than usual, and messages without figures."""
+    """Return lines on what the tables leave out: unusual counters, messages without figures."""
     counted: dict[str, set[str]] = {}
     for row in shown["summary"]:
         for io in set(row["io"]) - {"io_counters"}:
@@ -64,7 +64,7 @@ def notes(shown: dict[str, Any]) -> Iterator[str]:
 
 
 def task_cells(rows: list[Row]) -> list[dict[str, str]]:
-    """Return the table of tasks in words: for each row, the cell of each column."""
+    """Return the table of tasks: for each row, the text of each column."""
     table, gpu = [], any(row["device_bytes_max"] for row in rows)
     for row in rows:
         names = [name for name in ("round", "node", "task", "scope") if name in row]
@@ -79,7 +79,7 @@ def task_cells(rows: list[Row]) -> list[dict[str, str]]:
 
 
 def network_cells(rows: list[Row]) -> list[dict[str, str]]:
-    """Return the table of the network in words: for each row, the cell of each column."""
+    """Return the table of the network: for each row, the text of each column."""
     table = []
     for row in rows:
         cells = {"round": str(row["round"]), "messages": row["task"]}
@@ -101,7 +101,7 @@ def in_time(seconds: float | None) -> str:
 
 
 def in_bytes(count: float, sign: str = "") -> str:
-    """Return a number of bytes in the largest unit of which there is one; `sign` "+" shows it."""
+    """Return a number of bytes in the largest unit that fits; with `sign` "+", a plus, too."""
     for unit in ("B", "KiB", "MiB"):
         if abs(count) < 1024:
             return f"{count:{sign}.{0 if unit == 'B' else 1}f} {unit}"

@@ -1,7 +1,7 @@
-"""Where profiling hooks in: a ClientApp's mod, a Grid that is watched, tasks of the server.
+"""Hooks of the profiler: a ClientApp's mod, a watched Grid, tasks of the server.
 
-Without `profile.enabled` each passes straight through. With it, a client's figures travel home in a
-record of their own, which the server takes out of the reply before the strategy sees it.
+Without `profile.enabled` they do nothing. With it, a client sends its figures in a record of their
+own, which the server takes out of the reply before the strategy sees it.
 """
 
 import time
@@ -15,11 +15,11 @@ from flwr.serverapp import Grid
 
 from flowertune_llm.profiler.recorder import FILE, Cost, Recorder, cost_of, measured, size_of
 
-RECORD = "profile"  # in a reply: what the task has cost the client
+RECORD = "profile"  # name of the record in a reply: the task's costs
 
 
 def mod(message: Message, context: Context, call_next: Callable[..., Message]) -> Message:
-    """Have a ClientApp send home what each message has cost it: `ClientApp(mods=[mod])`."""
+    """Send the costs of a message with the reply: `ClientApp(mods=[mod])`."""
     if not context.run_config.get("profile.enabled"):
         return call_next(message, context)
     cost: Cost = {"node": int(context.node_config.get("partition-id", -1))}
@@ -31,7 +31,7 @@ def mod(message: Message, context: Context, call_next: Callable[..., Message]) -
 
 
 class WatchedGrid:
-    """A Grid that tells a recorder what passes through; all else is the other Grid's."""
+    """A view of a Grid that tells a recorder of all messages."""
 
     def __init__(self, grid: Grid, recorder: Recorder) -> None:
         self.grid = grid
@@ -60,7 +60,7 @@ class WatchedGrid:
         return replies
 
     def task(self, name: str) -> AbstractContextManager[None]:
-        """Measure a task of the server that has only the Grid in its hands."""
+        """Measure a task of the server, for code that has only the Grid."""
         return task(name)
 
 
@@ -69,10 +69,10 @@ active: Recorder | None = None  # of the ServerApp in this process
 
 @contextmanager
 def profiled(enabled: bool, folder: Path, after_round: int) -> Iterator[Callable[[int], None]]:
-    """Yield what is to be called at the end of each round; `task` and `watched` work in between.
+    """Yield a function to be called at the end of each round; `task` and `watched` work inside.
 
     Args:
-        after_round: rounds up to this one, that an earlier run left in the folder, are kept.
+        after_round: last round in the folder's profile to keep, when a run is resumed.
     """
     global active
     if not enabled:
@@ -83,7 +83,7 @@ def profiled(enabled: bool, folder: Path, after_round: int) -> Iterator[Callable
         yield active.end_round
         status = "completed"
     finally:
-        if active.run_ids:  # else it was never started
+        if active.run_ids:  # empty if no round was started
             active.write(status)
         active = None
 
@@ -101,7 +101,7 @@ def task(name: str) -> Iterator[None]:
 
 
 def watched(grid: Grid) -> Grid:
-    """Return a Grid that records what passes through it; the same one where nothing is recorded."""
+    """Return a Grid that records its messages; the same Grid if nothing is recorded."""
     if active is None:
         return grid
     active.start(grid.run.run_id)

@@ -1,4 +1,4 @@
-"""A profile as one page of HTML that needs nothing else: timeline, memory and both tables."""
+"""A profile as one self-contained page of HTML: timeline, memory and both tables."""
 
 from html import escape
 from itertools import accumulate
@@ -15,9 +15,9 @@ from flowertune_llm.profiler.figures import (
 )
 from flowertune_llm.profiler.recorder import Row
 
-WIDTH, LEFT, RIGHT = 1080, 90, 1058  # pixels: a chart, and where its time begins and ends
-LANE, HEIGHT = 22, 200  # pixels: of a lane of the timeline, of the memory chart
-MOST_ROUNDS, MOST_LANES = 200, 40  # of the timeline: more would be too fine to see
+WIDTH, LEFT, RIGHT = 1080, 90, 1058  # pixels: width of a chart, and both ends of its time axis
+LANE, HEIGHT = 22, 200  # pixels: height of a lane of the timeline, and of the memory chart
+MOST_ROUNDS, MOST_LANES = 200, 40  # of the timeline: more would be too small to see
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#3ca951", "#a463f2", "#6cc5b0", "#ff8ab7", "#9c6b4e")
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #6b7280; --line: #e3e5e9; --page: #fff }
@@ -40,7 +40,7 @@ th { color: var(--soft); font-weight: 500 } .name { text-align: left }
 
 
 def page(shown: dict[str, Any]) -> str:
-    """Return the page; `shown` is a profile with the rows of its tables."""
+    """Return the page of a profile that `figures.complete` has returned."""
     rounds = shown["rounds"][-MOST_ROUNDS:]
     title = f"Run {escape(shown['run_ids'][-1])}"
     parts = [f"<h1>{title}</h1>", f"<p>{escape(headline(shown))}</p>"]
@@ -60,7 +60,7 @@ def page(shown: dict[str, Any]) -> str:
 
 
 class Axis:
-    """Time from left to right, round after round; what lies between resumed runs is left out."""
+    """Axis of time, from left to right, round after round, without the gaps before a resume."""
 
     def __init__(self, rounds: list[dict[str, Any]]) -> None:
         self.rounds = rounds
@@ -71,7 +71,7 @@ class Axis:
         return LEFT + (RIGHT - LEFT) * min(max(seconds / self.total, 0.0), 1.0)
 
     def grid(self, height: int) -> str:
-        """Return a line at the start of each round, its number where there is room, and seconds."""
+        """Return a line at the start of each round, its number if there is room, and seconds."""
         parts, free = [text(LEFT - 8, 12, "round", "end")], 0.0
         for entry, start, end in zip(self.rounds, self.starts, self.starts[1:], strict=False):
             x, middle = self.x(start), self.x((start + end) / 2)
@@ -119,7 +119,7 @@ def timeline(axis: Axis) -> str:
 
 
 def bar(axis: Axis, name: str, start: float, row: Row, y: int, colour: str) -> str:
-    """Return a task's bar, from its first to its last time in a round; paler where idle between."""
+    """Return a task's bar, from its first begin to its last end in a round; paler if often idle."""
     left, right = axis.x(start + row["began"]), axis.x(start + row["ended"])
     span = max(row["ended"] - row["began"], 1e-9)
     busy = min(row["seconds_mean"] * row["count"] / span, 1.0)
@@ -132,7 +132,7 @@ def bar(axis: Axis, name: str, start: float, row: Row, y: int, colour: str) -> s
 
 
 def memory(axis: Axis) -> str:
-    """Return resident memory (and the GPU's) at the end of each round: the most of any task."""
+    """Return a chart of resident and GPU memory at the end of each round: the most of any task."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for entry, end in zip(axis.rounds, axis.starts[1:], strict=True):
         for scope in ("server", "client"):
@@ -165,7 +165,7 @@ def memory(axis: Axis) -> str:
 
 
 def table(title: str, rows: list[dict[str, str]], names: int) -> str:
-    """Return a table whose first columns are names and whose others are figures."""
+    """Return a table: names in its first columns, figures in the others."""
     if not rows:
         return ""
     head = "".join(

@@ -1,7 +1,6 @@
-"""What a task costs this process, and how the costs of a run's tasks and messages add up.
+"""Costs of a task in this process, and sums of the costs of a run's tasks and messages.
 
-Everything is added up as it comes: what is kept grows with rounds, tasks and nodes, not with
-messages.
+Costs are added up at once: memory grows with rounds, tasks and nodes, not with messages.
 """
 
 import json
@@ -22,18 +21,18 @@ from flwr.common import log
 from flowertune_llm.kit.files import write_whole
 
 FILE = "profile.json"
-MARK = "PROFILE "  # what a machine-readable line of the log begins with
-COUNTERS = ("io_counters", "getrusage", "none")  # what counted bytes read and written
+MARK = "PROFILE "  # begin of a machine-readable line of the log
+COUNTERS = ("io_counters", "getrusage", "none")  # sources of bytes read and written
 MEANS = ("seconds", "memory_bytes", "memory_change_bytes", "device_bytes")  # and their maxima
 SUMS = ("read_bytes", "written_bytes")
 COUNTS = ("messages", "replies", "failed", "timed", "split", "down_bytes", "up_bytes")
 Cost = dict[str, Any]  # of one task: MEANS, SUMS, "node", "began", and "io", one of COUNTERS
-Row = dict[str, Any]  # of many: <name>_mean and <name>_max, and sums under their own names
+Row = dict[str, Any]  # of many tasks: <name>_mean and <name>_max, sums under their own names
 
 
 @contextmanager
 def measured(cost: Cost) -> Iterator[None]:
-    """Fill in what the block costs this process, once it has ended well."""
+    """Yield a cost that is filled in when the block has ended without an error."""
     process = psutil.Process()
     device_peak(reset=True)
     memory, (io, *before) = process.memory_info().rss, moved(process)
@@ -48,7 +47,7 @@ def measured(cost: Cost) -> Iterator[None]:
 
 
 def moved(process: psutil.Process) -> tuple[str, int, int]:
-    """Return what counts this process's disk traffic here, and bytes read and written so far."""
+    """Return the counter of this process's disk traffic, and the bytes read and written so far."""
     with suppress(AttributeError, NotImplementedError, psutil.Error):  # macOS; some containers
         counters = process.io_counters()
         return "io_counters", counters.read_bytes, counters.write_bytes
@@ -61,8 +60,8 @@ def moved(process: psutil.Process) -> tuple[str, int, int]:
 
 
 def device_peak(*, reset: bool = False) -> int:
-    """Return the most bytes that PyTorch held on any GPU since the last reset; 0 without CUDA."""
-    cuda = getattr(sys.modules.get("torch"), "cuda", None)  # never the first to import it
+    """Return PyTorch's peak bytes on any GPU since the last reset; 0 without CUDA."""
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)  # without importing torch
     if cuda is None or not cuda.is_initialized():
         return 0
     devices = range(cuda.device_count())
@@ -72,12 +71,12 @@ def device_peak(*, reset: bool = False) -> int:
 
 
 class Recorder:
-    """Adds up what a round's tasks cost; writes and logs it when the round has ended."""
+    """The sums of a round's costs, written and logged when the round has ended."""
 
     def __init__(self, path: Path, after_round: int) -> None:
         self.path = path
         self.run_ids, self.rounds = earlier(path, after_round)
-        self.sent: dict[str, tuple[str, int, float, float]] = {}  # by message id, until answered
+        self.sent: dict[str, tuple[str, int, float, float]] = {}  # by id of unanswered messages
         self.lock = Lock()
         self.begin_round()
 
@@ -87,7 +86,7 @@ class Recorder:
         self.network: dict[str, Row] = {}
 
     def start(self, run_id: int) -> None:
-        self.run_ids.append(str(run_id))  # as text: JSON numbers of 64 bits are rounded by many
+        self.run_ids.append(str(run_id))  # as text: many programs round JSON numbers of 64 bits
         log(INFO, "%s%s", MARK, json.dumps({"run_id": str(run_id), "file": str(self.path)}))
         self.write("running")
 
@@ -96,20 +95,20 @@ class Recorder:
             entry = {"round": server_round, "began": round(self.began, 6)}
             entry |= {"seconds": round(time.time() - self.began, 6)}
             entry |= {"tasks": tidy(self.tasks.values()), "network": tidy(self.network.values())}
-            self.sent.clear()  # a later answer belongs to no round
+            self.sent.clear()  # late answers do not count
             self.begin_round()
         self.rounds.append(json.dumps(entry, separators=(",", ":")))
         log(INFO, "%s%s", MARK, self.rounds[-1])
         self.write("running")
 
     def write(self, status: str) -> None:
-        """Write profile.json, a line for each round, so that a long run costs little to write."""
+        """Write profile.json, with a line for each round, which is cheap in long runs."""
         head = json.dumps({"run_ids": self.run_ids, "status": status})
         rounds = ",\n".join(self.rounds)
         write_whole(self.path, f'{head[:-1]}, "rounds": [\n{rounds}\n]}}\n'.encode())
 
     def add(self, task: str, scope: str, node: int | None, cost: Cost, began: float) -> None:
-        """Add one task to those of its name, scope and node; `began` is by the server's clock."""
+        """Add a task to its row, by name, scope and node; `began` is by the server's clock."""
         with self.lock:
             key = {"task": task, "scope": scope, "node": node}
             row = self.tasks.setdefault((task, scope, node), key | {"count": 0})
@@ -132,7 +131,7 @@ class Recorder:
             self.sent[message.metadata.message_id] = (task, node_id, wall, start)
 
     def pulled(self, reply: Message, cost: Cost | None, end: float) -> None:
-        """Add what a task has cost its client, if that is known, and its messages' way."""
+        """Add the costs of a client's task, if the reply has them, and its messages' time."""
         with self.lock:
             sent = self.sent.pop(reply.metadata.reply_to_message_id, None)
             if sent is None:
@@ -143,12 +142,12 @@ class Recorder:
             row["up_bytes"] += 0 if reply.has_error() else size_of(reply.content)
             if cost is None:
                 return
-            # Both ways together are right however the clocks are set: each measures durations.
+            # The sum of both ways does not depend on the clocks: it is made of durations.
             both = max(end - start - cost["seconds"], 0.0)
             row["timed"] += 1
             include(row, "both_seconds", both, row["timed"])
             down = cost["began"] - wall
-            if agree := 0 <= down <= both:  # the clocks, or they differ by less than the way takes
+            if agree := 0 <= down <= both:  # the clocks differ by less than a way takes
                 row["split"] += 1
                 include(row, "down_seconds", down, row["split"])
                 include(row, "up_seconds", both - down, row["split"])
@@ -157,14 +156,14 @@ class Recorder:
 
 
 def include(row: Row, name: str, value: float, count: int) -> None:
-    """Take one more value into a mean, which is one over `count` then, and into the maximum."""
+    """Add a value to a mean, which is then one over `count` values, and to the maximum."""
     mean = row.get(f"{name}_mean", 0.0)
     row[f"{name}_mean"] = mean + (value - mean) / count
     row[f"{name}_max"] = max(value, row.get(f"{name}_max", value))
 
 
 def tidy(rows: Iterable[Row]) -> list[Row]:
-    """Return rows in microseconds and whole bytes."""
+    """Return rows rounded to microseconds and whole bytes."""
 
     def tidied(name: str, value: Any) -> Any:
         return round(value, None if "bytes" in name else 6) if isinstance(value, float) else value
@@ -173,7 +172,7 @@ def tidy(rows: Iterable[Row]) -> list[Row]:
 
 
 def size_of(content: RecordDict) -> int:
-    """Return the bytes of all records, without Flower's framing."""
+    """Return the size of all records in bytes, without Flower's framing."""
     size = 0
     for record in content.values():
         with suppress(ValueError):  # Flower cannot count an empty text
@@ -182,7 +181,7 @@ def size_of(content: RecordDict) -> int:
 
 
 def cost_of(record: Any) -> Cost | None:
-    """Return what a client says its task has cost, None if that is nothing to be added up."""
+    """Return the cost of a task in a client's reply; None if it is not usable."""
     if not isinstance(record, ConfigRecord) or record.get("io") not in COUNTERS:
         return None
     cost = {name: record.get(name) for name in ("node", "began", *MEANS, *SUMS)}
@@ -192,7 +191,7 @@ def cost_of(record: Any) -> Cost | None:
 
 
 def earlier(path: Path, after_round: int) -> tuple[list[str], list[str]]:
-    """Return run ids, and rounds as lines of JSON, of the run that is resumed; empty if none."""
+    """Return run ids, and rounds as lines of JSON, of the resumed run; empty without one."""
     if not path.is_file():
         return [], []
     found = json.loads(path.read_text())

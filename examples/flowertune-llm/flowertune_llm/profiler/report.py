@@ -1,4 +1,4 @@
-"""Show what a run costs, from profile.json beside its results or from its log on a SuperLink."""
+"""Show the costs of a run, from profile.json beside its results or from its log on a SuperLink."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ from flowertune_llm.profiler.sources import (
 )
 
 WIDTH = 140  # of tables that go to a file or a pipe
-LIVE_ROUNDS = 10  # of the network, while a run is followed: what fits on a screen
+LIVE_ROUNDS = 10  # in the network table of a run that is followed: they fit on a screen
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Return the exit status: 0, or 1 where there is nothing to show."""
+    """Return the exit status: 0, or 1 if there is nothing to show."""
     options = parser()
     arguments = options.parse_args()
     on_superlink = arguments.app is not None or arguments.federation is not None
@@ -62,7 +62,7 @@ def main() -> int:
 
 
 def show(profiles: Iterator[Profile], arguments: argparse.Namespace) -> None:
-    """Print each profile that comes, and write it as a page where one is asked for."""
+    """Print each profile, and write it as a page if asked for."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
@@ -93,7 +93,7 @@ def tables(profile: Profile, by: str) -> Group:
 
 
 def table(title: str, rows: list[dict[str, str]], names: int) -> Table:
-    """Return a table whose first columns are names and whose others are figures."""
+    """Return a table: names in its first columns, figures in the others."""
     made = Table(title=title, title_justify="left")
     for i, name in enumerate(rows[0] if rows else []):
         made.add_column(name, justify="left" if i < names else "right")

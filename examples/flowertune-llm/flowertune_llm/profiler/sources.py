@@ -1,4 +1,4 @@
-"""Where the profile of a run is found: beside its results, or in its log on a SuperLink."""
+"""Sources of a run's profile: the file beside its results, or its log on a SuperLink."""
 
 import json
 import os
@@ -22,11 +22,11 @@ Profile = dict[str, Any]  # as in profile.json: run_ids, status, rounds
 
 
 class NoProfile(Exception):
-    """There is nothing to show; the text says why, in one line."""
+    """A missing profile; the text says why, in one line."""
 
 
 def from_folder(folder: Path, live: bool) -> Iterator[Profile]:
-    """Yield the profile in an output folder; if live, each time it has changed, to the run's end.
+    """Yield the profile in an output folder; if live, after each change until the run's end.
 
     Raises:
         NoProfile: there is none.
@@ -75,12 +75,12 @@ def folder_of(run: str, output_dir: Path) -> Path:
 
 
 def from_superlink(run_id: int, app: Path, federation: str | None, live: bool) -> Iterator[Profile]:
-    """Yield the profile that a run has logged so far; if live, after each round, to its end.
+    """Yield the profile that a run has logged so far; if live, after each round until its end.
 
     Args:
-        app: the app's folder, whose pyproject.toml says where the SuperLink is; the newest Flower
-            has that in a file of its own.
-        federation: as it is called there; the default one if None.
+        app: the app's folder; its pyproject.toml has the SuperLink's address (the newest Flower
+            keeps addresses in a file of its own).
+        federation: its name there; the default one if None.
 
     Raises:
         NoProfile: no answer, no such run, or no profile in its log.
@@ -107,10 +107,10 @@ def from_superlink(run_id: int, app: Path, federation: str | None, live: bool) -
 
 
 def status(run_id: int, where: list[str]) -> str:
-    """Return how a run on a SuperLink has ended, "running" if it has not.
+    """Return how a run on a SuperLink has ended, or "running".
 
     Raises:
-        NoProfile: Flower cannot tell; the text has what it says.
+        NoProfile: Flower does not know; the text has its answer.
     """
     command = [FLWR, "ls", *where, "--run-id", str(run_id), "--format", "json"]
     try:
@@ -136,7 +136,7 @@ def log_lines(run_id: int, where: list[str], live: bool) -> Iterator[str]:
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
-        # Where nothing is logged yet, Flower waits for it.
+        # Flower waits for the first line of a log.
         limit = None if live else threading.Timer(ANSWER_SECONDS, process.kill)
         try:
             if limit:

@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""What the pinned Flower needs: errors that it shows, nodes that say which partition they hold."""
+"""Help for the pinned Flower: errors that are shown, nodes that know their partition."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -17,14 +17,14 @@ Main = Callable[[Grid, Context], None]
 
 
 class RunFailed(Exception):
-    """The end of a run before its time; the text says why."""
+    """An early end of a run; the text says why."""
 
 
 def shown(main: Main) -> Main:
-    """Let a ServerApp end as it should: by an error, by Ctrl-C, or not by a worker's death.
+    """Make a ServerApp log its error, end at once on Ctrl-C, and survive a worker's death.
 
-    A `RuntimeError` is raised as `RunFailed`: Flower 1.25 takes it for its own "Failed to start
-    run", the text is lost, and the run is listed as running for another minute.
+    A `RuntimeError` is raised as `RunFailed`: Flower 1.25 takes a `RuntimeError` for its own
+    "Failed to start run", loses the text, and lists the run as running for another minute.
     """
 
     @wraps(main)
@@ -34,7 +34,7 @@ def shown(main: Main) -> Main:
             with simulation_watched():
                 main(cast(Grid, AskingAgain(grid)), context)
         except Exception as error:
-            log(ERROR, "%s", error)  # Flower tells it within a traceback, if at all
+            log(ERROR, "%s", error)  # Flower shows it within a traceback, or not at all
             if not isinstance(error, RuntimeError):
                 raise
             raise RunFailed(str(error)).with_traceback(error.__traceback__) from None
@@ -43,12 +43,12 @@ def shown(main: Main) -> Main:
 
 
 def is_simulated(grid: Grid) -> bool:
-    """Tell whether all nodes of a grid are there from the start."""
-    return hasattr(grid, "state") or hasattr(grid, "nodes")  # Flower's in memory, the kit's own
+    """Tell whether a grid is a simulation's: no nodes will join later."""
+    return hasattr(grid, "state") or hasattr(grid, "nodes")  # Flower's grid, or the kit's
 
 
 def registered(grid: Grid) -> dict[int, int]:
-    """Return the order in which a simulation's nodes were registered; nothing where none is."""
+    """Return the place of each node in the order of registration; empty without a simulation."""
     state = getattr(grid, "state", None)
     if not hasattr(state, "get_node_info"):
         return {}
@@ -56,10 +56,10 @@ def registered(grid: Grid) -> dict[int, int]:
 
 
 def partition_id(context: Context) -> int:
-    """Return the partition of the data that this node was started with.
+    """Return the number of this node's partition of the data.
 
     Raises:
-        RuntimeError: its node config does not say, or not properly.
+        RuntimeError: the node config does not have it, or it is out of range.
     """
     node = context.node_config
     if not 0 <= int(node.get("partition-id", -1)) < int(node.get("num-partitions", 0)):
@@ -71,7 +71,7 @@ def partition_id(context: Context) -> int:
 
 
 def identify(message: Message, context: Context) -> Message:
-    """Tell which partition this node holds, and of how many: node ids are random."""
+    """Reply with this node's partition and their number: node ids are random."""
     count = int(context.node_config["num-partitions"])
     node = MetricRecord({"partition-id": partition_id(context), "num-partitions": count})
     return Message(RecordDict({"node": node}), reply_to=message)

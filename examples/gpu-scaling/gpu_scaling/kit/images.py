@@ -20,28 +20,27 @@ from datasets import ClassLabel, Dataset, Features, Value
 from .pixels import MODES, UnreadableImage, name_of, open_image, to_pixels
 from .settings import SHARE
 
-# What decides which pixels a file gives, beside the file: part of the key of every cache of them.
+# The code that turns a file into pixels: part of the key of every cache of pixels.
 CODE = "".join(Path(__file__).with_name(name).read_text() for name in ("images.py", "pixels.py"))
 CODE_DIGEST = hashlib.sha256(
     f"{CODE} Pillow {PIL.__version__} datasets {datasets.__version__}".encode()
 ).hexdigest()
-UNREADABLE = 0.1  # the largest share of a split's images that may be left out
-SHOWN = 20  # of them, in the log
+UNREADABLE = 0.1  # largest share of a split's images that may be left out
+SHOWN = 20  # images that the log names
 WITHOUT_HUB = "without a network use the dataset of offline.toml, or a local folder"
-DARK = 64  # no pixel of a whole split is brighter: something is wrong
+DARK = 64  # a split whose brightest pixel is below this is not right
 
-FLOWER = logging.getLogger(
-    "flwr"
-)  # without importing it: the data is for centralised training, too
+# Flower's logger, without importing Flower: centralised training uses this file, too.
+FLOWER = logging.getLogger("flwr")
 if not sys.stderr.isatty():
     datasets.disable_progress_bars()
-# Its retries against an unreachable Hub would bury the one line that says what to do.
+# Its log of retries would bury the line that says what to do about an unreachable Hub.
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 @lru_cache
 def load_digits(size: int, channels: int) -> Dataset:
-    """Return scikit-learn's 1,797 real handwritten digits as square images of a size in pixels."""
+    """Return scikit-learn's 1,797 real handwritten digits as images of `size` times `size`."""
     from sklearn.datasets import load_digits as load  # slow to import, seldom needed
 
     digits = load()
@@ -58,7 +57,7 @@ def load_rows(dataset: str, split: str, way_out: str = "") -> Dataset:
     """Load a split of a local folder or of a Hub dataset.
 
     Raises:
-        RuntimeError: it cannot be reached, or has no such split; `way_out` says what then.
+        RuntimeError: it cannot be reached, or has no such split; the text ends with `way_out`.
     """
     folder = Path(dataset).expanduser()
     local = folder.is_dir()
@@ -91,7 +90,7 @@ def load_rows(dataset: str, split: str, way_out: str = "") -> Dataset:
 
 @contextmanager
 def literal_folders() -> Iterator[None]:
-    """Have `datasets` take a folder's name as it is: it would look for a pattern in [brackets]."""
+    """Make `datasets` take [brackets] in a folder's name literally, not as a pattern."""
     module = datasets.data_files
     original = module.resolve_pattern
 
@@ -115,12 +114,12 @@ def recipe(dataset: str, change: str) -> str:
 
 
 def source_of(split: str, test_split: str) -> str:
-    """Return the split of the dataset from which "train" or "test" is taken."""
+    """Return the name of the split that "train" or "test" is taken from."""
     return "train" if split == "train" or SHARE.fullmatch(test_split) else test_split
 
 
 def part_of(source: Dataset, split: str, test_split: str) -> Dataset:
-    """Return what of its source is "train" or "test": all, unless `test_split` is a share."""
+    """Return the rows of a split that are "train" or "test": all, or a share (`test_split`)."""
     if not SHARE.fullmatch(test_split):
         return source
     if len(source) < 2:
@@ -132,7 +131,7 @@ def part_of(source: Dataset, split: str, test_split: str) -> Dataset:
 def load_images(
     dataset: str, split: str, size: int, channels: int, test_split: str = "test"
 ) -> Dataset:
-    """Load the images and labels that are trained on, or tested on; nothing is decoded.
+    """Load the images and labels of "train" or "test", without decoding any.
 
     Args:
         dataset: "digits", a local folder, or a Hub name.
@@ -156,7 +155,7 @@ def labelled(dataset: str, split: str, size: int, channels: int, owner: str = ""
     """Load a split of a dataset with the columns `image` and `label`; errors as above.
 
     Args:
-        owner: a column that says whose each row is, to be kept as `owner`; empty for none.
+        owner: the column with each row's owner, kept as `owner`; empty for none.
     """
     if dataset == "digits":
         digits = load_digits(size, channels).train_test_split(test_size=0.2, seed=0)
@@ -195,7 +194,7 @@ def labelled(dataset: str, split: str, size: int, channels: int, owner: str = ""
 
 
 def owners(data: Dataset, dataset: str, split: str, column: str) -> dict[str, str]:
-    """Return the new name of the column that says whose each row is, if one is named.
+    """Return how to rename the column with each row's owner; nothing if `column` is empty.
 
     Raises:
         RuntimeError: there is no such column, or it has no value in some row.
@@ -224,24 +223,24 @@ def kind_name(kind: object) -> str:
 
 
 def with_classes(data: Dataset, dataset: str, split: str, column: str, known: object) -> Dataset:
-    """Return data whose labels are classes; whole numbers and words are turned into such.
+    """Return data whose labels are classes, made from whole numbers or words if need be.
 
     Args:
-        column: what `label` is called in the dataset.
-        known: what the labels of the training split are; those of others must be among them.
+        column: name of `label` in the dataset.
+        known: the labels' type in the training split, which has all classes.
 
     Raises:
-        RuntimeError: labels are hidden, missing, of another type, or not known.
+        RuntimeError: labels are hidden, missing, of another type, or not in the training split.
     """
     kind = data.features["label"]
     labels = data.select_columns("label").with_format("arrow")[:]["label"].to_numpy()
     of_all = f"of {len(labels)} labels of its '{split}' split"
     if isinstance(kind, ClassLabel):
-        bad = ~((labels >= 0) & (labels < kind.num_classes))  # NaN is missing
+        bad = ~((labels >= 0) & (labels < kind.num_classes))  # True for NaN, too
         allowed, kept = f"0 to {kind.num_classes - 1}", f"in range({kind.num_classes})"
     elif re.fullmatch("bool|u?int[0-9]+|(large_)?string", kind_name(kind)):
         missing = [label is None or label != label or label == "" for label in labels.tolist()]
-        # Hidden, unless all labels are -1 or 1.
+        # Labels of -1 are hidden ones, unless all are -1 or 1.
         hidden = set(labels[~np.array(missing, bool)]) != {-1, 1} and labels == -1
         bad = np.array(missing, bool) | hidden
         allowed, kept = "each row's class", "not in (None, '', -1)"
@@ -289,7 +288,7 @@ def some(labels: np.ndarray, bad: np.ndarray) -> str:
 def decoded(
     dataset: str, split: str, size: int, channels: int, owner: str = ""
 ) -> tuple[Dataset, list[str]]:
-    """Decode a split of a dataset; return it as `load_pixels` does, and which images it lacks.
+    """Decode a split; return it as `load_pixels` does, and a text for each unreadable image.
 
     Raises:
         RuntimeError: an image has another size, or too many are unreadable.
@@ -335,7 +334,7 @@ def decoded(
 
 
 def cache_key(*values: object) -> str:
-    """Return a name for what is made of these values by the code of this file and the next."""
+    """Return a name for what the present code of images.py and pixels.py makes of these values."""
     return hashlib.sha256(repr((CODE_DIGEST, *values)).encode()).hexdigest()[:32]
 
 
@@ -350,24 +349,24 @@ def load_pixels(
 ) -> Dataset:
     """Return the columns `pixels`, uint8 (channels * size * size,), and `label`.
 
-    With `owner`, the name of a column, also `owner`: its values, which say whose each row is.
+    If `owner` names a column, its values are returned as the column `owner`.
 
     Arguments and errors are those of `load_images`; images that cannot be read are left out.
-    Images are decoded once on a machine: the result stays in the cache of `datasets`, from
-    where every process maps it into memory. 60,000 images take 3 s the first time, none later.
+    Images are decoded once on a machine: the cache of `datasets` keeps the result, and every
+    process maps it into memory. 60,000 images take 3 s the first time, and no time later.
     """
     source, _ = decoded(dataset, source_of(split, test_split), size, channels, owner)
     return part_of(source, split, test_split)
 
 
 def check_pixels(dataset: str, size: int, channels: int, test_split: str = "test") -> None:
-    """Have both splits decoded, and log the `remarks`: for the server, before a run."""
+    """Decode both splits and log the `remarks`, on the server before a run."""
     for remark in remarks(dataset, size, channels, test_split):
         FLOWER.log(WARNING, "%s", remark)
 
 
 def remarks(dataset: str, size: int, channels: int, test_split: str = "test") -> list[str]:
-    """Return what a user should know of the two splits: which images are left out.
+    """Return lines for the user on the two splits: images that are left out.
 
     Raises:
         RuntimeError: as `load_images` and `load_pixels` do.

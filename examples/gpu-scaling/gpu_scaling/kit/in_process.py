@@ -3,8 +3,8 @@
 
     python -m <package>.kit.in_process --num-supernodes 2 --run-config offline.toml
 
-Settings, outputs and results are those of `flwr run`. A client that raises is an error reply, as
-elsewhere; one that never returns cannot be given up here.
+Settings, outputs and results are those of `flwr run`. An exception in a client becomes an error
+reply, as elsewhere; a client that never returns cannot be given up here.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import secrets
 import sys
 import tomllib
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from importlib import import_module
@@ -35,20 +35,20 @@ from .signals import end_on_signals
 
 
 class InProcessGrid:
-    """A Grid whose nodes are in this process: a message is worked on when its reply is asked for.
+    """A Grid whose nodes are in this process, and work on a message when its reply is pulled.
 
     Args:
-        client_app: what every node runs.
+        client_app: the ClientApp of every node.
         nodes: the context of each node, by its id.
         run_id: of the run.
-        threads: how many PyTorch uses while a client works.
+        threads: PyTorch's, while a client works.
     """
 
     def __init__(
         self, client_app: ClientApp, nodes: dict[int, Context], run_id: int, threads: int
     ) -> None:
         self.client_app, self.nodes, self.threads = client_app, nodes, threads
-        self.run = SimpleNamespace(run_id=run_id)  # all that is known of it
+        self.run = SimpleNamespace(run_id=run_id)  # of Flower's Run, all that is used
         self.pending: dict[str, Message] = {}  # by message id, in the order of sending
         self.lock = Lock()
         sign_messages(run_id)
@@ -57,7 +57,7 @@ class InProcessGrid:
         return list(self.nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Keep a copy of each message: clients may change what they are sent."""
+        """Keep a copy of each message, which a client may change."""
         ids = []
         for message in messages:
             message.metadata.__dict__["_run_id"] = self.run.run_id
@@ -67,7 +67,7 @@ class InProcessGrid:
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Have the client work on the message that was sent first, and return its reply."""
+        """Let a client work on the oldest of these messages, and return its reply."""
         with self.lock:
             asked = set(message_ids)
             found = next((message_id for message_id in self.pending if message_id in asked), None)
@@ -92,7 +92,7 @@ class InProcessGrid:
 
 
 def sign_messages(run_id: int) -> None:
-    """Tell newer Flower, which refuses to make a message otherwise, whose those of here are."""
+    """Set the identity that newer Flower needs to make a message."""
     with suppress(ImportError):
         from flwr.supercore.task_identity import TaskIdentity
 
@@ -115,14 +115,16 @@ def run_app(
     num_supernodes: int,
     overrides: dict[str, Any] | None = None,
     client_app: ClientApp | None = None,
+    make_grid: Callable[..., InProcessGrid] = InProcessGrid,
 ) -> None:
-    """Run an app to its end; errors of its ServerApp are raised.
+    """Run an app to its end; an error of its ServerApp is raised.
 
     Args:
         app: its folder.
         num_supernodes: number of clients.
-        overrides: what differs from the run config in its pyproject.toml.
-        client_app: in the place of its own, for tests.
+        overrides: changes to the run config in its pyproject.toml.
+        client_app: replaces the app's own, for tests.
+        make_grid: gets the arguments of `InProcessGrid`.
     """
     with (app / "pyproject.toml").open("rb") as file:
         declared = tomllib.load(file)["tool"]["flwr"]
@@ -132,7 +134,7 @@ def run_app(
     client_app = client_app or load(app, components["clientapp"])
     run_id = secrets.randbits(63)
     nodes = make_nodes(num_supernodes, run_id, run_config)
-    grid = InProcessGrid(client_app, nodes, run_id, threads_of_a_client(declared))
+    grid = make_grid(client_app, nodes, run_id, threads_of_a_client(declared))
     context = Context(
         run_id=run_id, node_id=0, node_config={}, state=RecordDict(), run_config=run_config
     )
@@ -141,7 +143,7 @@ def run_app(
 
 
 def make_nodes(count: int, run_id: int, run_config: dict[str, Any]) -> dict[int, Context]:
-    """Return the contexts of so many nodes, by node ids that are drawn, as Flower's are."""
+    """Return the contexts of `count` nodes, by random node ids, like Flower's."""
     return {
         secrets.randbits(63): Context(
             run_id=run_id,
@@ -155,7 +157,7 @@ def make_nodes(count: int, run_id: int, run_config: dict[str, Any]) -> dict[int,
 
 
 def load(app: Path, component: str) -> Any:
-    """Return what a component of an app, "package.module:name", stands for."""
+    """Import a component of an app, "package.module:name"."""
     if str(app) not in sys.path:
         sys.path.insert(0, str(app))
     module, name = component.split(":")
@@ -163,7 +165,7 @@ def load(app: Path, component: str) -> Any:
 
 
 def threads_of_a_client(declared: dict[str, Any]) -> int:
-    """Return how many cores the app's default federation gives a client, as Ray would."""
+    """Return the number of cores that the app's default federation gives each client."""
     federations = declared.get("federations", {})
     options = federations.get(federations.get("default"), {}).get("options", {})
     resources = options.get("backend", {}).get("client-resources", {})

@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""Clients: who is there, who takes part in a phase, and how they are asked."""
+"""The clients of a run: which are connected, which are drawn, and the messages to them."""
 
 import re
 import time
@@ -21,20 +21,20 @@ from .processes import cores
 from .replies import cause
 from .settings import Settings
 
-SHUFFLED = 10_000  # clients; of more, those drawn are found without shuffling all
+SHUFFLED = 10_000  # clients; a draw from more does not shuffle all
 SETTLED = 3.0  # seconds after which a simulation has all its nodes
-TELL_EVERY = 60.0  # seconds between two lines on what is waited for
-# The first messages of a kind, before the others: what all clients get wrong shows in a few.
+TELL_EVERY = 60.0  # seconds between two log lines while waiting
+# A few clients are asked first: a fault that all clients have shows there.
 FEW, FEW_SECONDS = 4, 30.0
 APP_FAULTS = (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.LOAD_CLIENT_APP_EXCEPTION)
 
 
 class TooFewReplies(RuntimeError):
-    """Fewer than `min-replies` clients sent something that can be used."""
+    """Fewer than `min-replies` usable replies."""
 
 
 class CommonFault(RuntimeError):
-    """The first clients of a run fail alike: the fault is the app's."""
+    """A fault of the app: the first clients of a run all fail with the same error."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Draw:
     """The seeded draw of a phase's clients: the same in every run and after a resume.
 
     Args:
-        train, evaluate: how many take part: a share of those connected if a float, a number if an
-            int; 0 leaves the phase out.
-        at_least: how many take part in any case, as far as they are connected.
+        train, evaluate: size of the draw: a float is a share of the connected clients, an int
+            their number; 0 leaves the phase out.
+        at_least: smallest size of the draw, if so many are connected.
         seed: of the run.
     """
 
@@ -73,14 +73,14 @@ class Clients:
     """The clients of a run, by the partition of the data that each holds.
 
     Args:
-        grid: what messages go through.
-        config: the settings; `min-replies` nodes are waited for, for `round-timeout` seconds.
-        needed: further numbers of nodes to wait for, by the key that asks for them.
-        at_once: how many messages may be unanswered; 0 for no limit.
-        check: called once with the number of partitions, when nodes have told it; raises what
-            is wrong with that number.
-        population: how many clients there are, played by whichever nodes there are; 0: each node
-            is a client.
+        grid: carries the messages.
+        config: the settings: wait for `min-replies` nodes, for `round-timeout` seconds at most.
+        needed: further numbers of nodes to wait for, by the key that sets them.
+        at_once: largest number of unanswered messages; 0 for no limit.
+        check: called once with the number of partitions, as soon as it is known; raises an error
+            if the data cannot be split in so many.
+        population: number of clients, which the connected nodes play in turn; 0: each node is a
+            client.
     """
 
     def __init__(
@@ -100,22 +100,22 @@ class Clients:
         if population:
             self.grid, self.needed = Players(grid, population), dict(needed or {})
             self.partitions = Everyone(population)
-        self.num_partitions = 0  # of the data, as the nodes know it
-        self.awaited: list[int] = []  # node ids of the last messages, of those to be sent yet, too
+        self.num_partitions = 0  # of the data, as nodes have said
+        self.awaited: list[int] = []  # node ids of the last messages, sent or not yet
         self.asked: dict[str, int] = {}  # node ids by message id, of the last messages
-        self.pending: set[str] = set()  # ids of messages that are not answered
-        self.waiting: deque[Message] = deque()  # messages that are not sent
-        self.works: set[str] = set()  # kinds of messages that a client has answered well
-        self.faults: list[str] = []  # of the app, among the last messages' replies
+        self.pending: set[str] = set()  # ids of unanswered messages
+        self.waiting: deque[Message] = deque()  # messages to be sent
+        self.works: set[str] = set()  # kinds of messages that some client has answered
+        self.faults: list[str] = []  # errors of the app, in the replies to the last messages
 
     def connected(self) -> Mapping[int, int]:
-        """Return node ids by partition, asking new nodes which partition they hold.
+        """Return node ids by partition; ask new nodes which partition they hold.
 
-        In a simulation partitions are given to nodes as these are registered, so that a few are
-        enough to ask.
+        A simulation numbers partitions in the order in which its nodes were registered, so it is
+        enough to ask a few.
 
         Raises:
-            TooFewReplies: too few nodes are connected in time, or can say what they hold.
+            TooFewReplies: too few nodes are connected in time, or know their partition.
         """
         node_ids = self.wait_for_nodes()
         if self.population:
@@ -142,7 +142,7 @@ class Clients:
         return nodes
 
     def ask_who_they_are(self, new: list[int]) -> str:
-        """Have nodes say which partition they hold; return what is wrong with one of them."""
+        """Ask nodes which partition they hold; return the first problem, or an empty text."""
         if new:
             log(INFO, "Asking %d nodes for their partition; their workers may yet start", len(new))
         problem = ""
@@ -155,7 +155,7 @@ class Clients:
         return problem
 
     def everyone(self, node_ids: list[int]) -> Everyone:
-        """Return all clients of the population; nobody is asked for them."""
+        """Return all clients of the population, without asking nodes."""
         self.grid.nodes = sorted(node_ids)
         if self.check and not self.num_partitions:
             self.check(self.population)
@@ -163,7 +163,7 @@ class Clients:
         return self.partitions
 
     def identify(self, node_id: int, reply: Message) -> str:
-        """Note which partition a node holds, and of how many; or say what is wrong."""
+        """Note a node's partition, and their number; return the problem, or an empty text."""
         if reply.has_error():
             return cause(reply)
         node = reply.content["node"]
@@ -177,10 +177,10 @@ class Clients:
         return ""
 
     def wait_for_nodes(self) -> list[int]:
-        """Return the ids of all nodes, once there are enough.
+        """Wait until enough nodes are connected, and return the ids of all.
 
         Raises:
-            TooFewReplies: they are not, in time; in a simulation, no more will come.
+            TooFewReplies: they do not come in time; or, in a simulation, at all.
         """
         timeout, needed = self.config.round_timeout, max(self.needed.values(), default=1)
         began = changed = time.monotonic()
@@ -209,12 +209,12 @@ class Clients:
         return node_ids
 
     def send(self, messages: Iterable[Message]) -> None:
-        """Send messages; those that must wait follow while `receive` does.
+        """Send messages: some at once, the others from within `receive`.
 
-        No more than `at_once` are unanswered. As long as no client has answered a message of this
-        kind well, only a few are asked, taken from all over.
+        No more than `at_once` are unanswered at a time. Until a client has answered a message of
+        this kind, only a few are sent, to clients spread over all partitions.
         """
-        messages = sorted(messages, key=self.order)  # a strategy's own order is another each time
+        messages = sorted(messages, key=self.order)  # a strategy's own order does not repeat
         self.awaited = [message.metadata.dst_node_id for message in messages]
         self.asked, self.pending, self.faults = {}, set(), []
         self.few = min(len(messages), max(FEW, cores()))
@@ -228,7 +228,7 @@ class Clients:
         return self.partitions.get(message.metadata.dst_node_id, -1)
 
     def send_more(self) -> None:
-        """Send what may be sent by now, and remember which node each message went to."""
+        """Send what the limits allow, and remember the node of each message."""
         if not self.waiting:
             return
         room = len(self.waiting)
@@ -242,20 +242,20 @@ class Clients:
             self.asked |= {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
 
     def may_ask_all(self) -> bool:
-        """Tell whether a client has answered well, or those asked first had their time."""
+        """Tell whether some client has answered, or the first few have had enough time."""
         if self.waiting[0].metadata.message_type in self.works:
             return True
         answered = bool(self.asked) and not self.pending
         return answered or time.monotonic() - self.began > FEW_SECONDS
 
     def receive(self, timeout: float) -> Iterator[Message]:
-        """Yield the replies to what was sent that come within `timeout` seconds, as they come.
+        """Yield the replies as they come, for `timeout` seconds at most.
 
-        Waits a fiftieth of the time spent so far between two looks, a second at most: quicker than
-        `Grid.send_and_receive`, which looks every 0.1 s in simulation and every 3 s in deployment.
+        The pause between two looks is a fiftieth of the time spent so far, a second at most. That
+        is quicker than `Grid.send_and_receive`: 0.1 s in simulation, 3 s in deployment.
 
         Raises:
-            CommonFault: the app is at fault, not a client.
+            CommonFault: the first clients all fail alike.
         """
         began = self.began = time.monotonic()
         while (self.pending or self.waiting) and (waited := time.monotonic() - began) < timeout:
@@ -267,10 +267,10 @@ class Clients:
             time.sleep(min(0.005 + waited / 50, 1.0) if self.pending else 0)
 
     def judge(self, reply: Message) -> None:
-        """Note whether clients can answer such a message at all.
+        """Note whether clients can answer this kind of message.
 
         Raises:
-            CommonFault: the first to answer all failed, with the same words.
+            CommonFault: the first clients all failed, with the same words but for numbers.
         """
         kind = reply.metadata.message_type
         if reply.has_content():
@@ -282,12 +282,12 @@ class Clients:
                 raise CommonFault(f"{self.few} of {self.few} clients fail alike: {self.faults[0]}")
 
     def partition_of(self, reply: Message) -> int:
-        """Tell whose answer it is; one that the SuperLink gave in a lost node's place, too."""
+        """Return the partition a reply is for, even if the SuperLink replied for a lost node."""
         return self.partitions[self.asked[reply.metadata.reply_to_message_id]]
 
 
 class Drawn:
-    """A view of the grid in which only the nodes drawn for a phase exist."""
+    """A view of the grid with no other nodes than those drawn for a phase."""
 
     def __init__(self, grid: Grid, nodes: Iterable[int]) -> None:
         self.grid, self.nodes = grid, list(nodes)

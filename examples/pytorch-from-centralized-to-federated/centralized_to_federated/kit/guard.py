@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""A guard against updates that are absurd."""
+"""A guard against absurdly long updates."""
 
 import math
 from collections.abc import Collection, Iterable
@@ -8,28 +8,30 @@ from statistics import median_low
 import numpy as np
 from flwr.app import ArrayRecord, Message
 
-GROUPS = ("trained", "averaged")  # parameters, and buffers: the ones must not hide the others
+from .arrays import view
+
+GROUPS = ("trained", "averaged")  # parameters and buffers, judged apart
 
 
 class Guard:
-    """Leaves out updates that are many times as long as updates are.
+    """A search for updates that are many times as long as usual.
 
-    How long they are is this round's median; where most clients have nothing to learn it vanishes,
-    so it counts as at least a tenth of the longest median so far, and as a hundredth of the
-    model's own length. Parameters and buffers are measured apart, counters not at all; buffers hold
-    squares, variances, so the ratio is squared for them.
+    The usual length is this round's median, or a tenth of the longest median so far, or a
+    hundredth of the model's own length, whichever is the longest: the median vanishes where most
+    clients have nothing to learn. Parameters and buffers are measured apart, counters not at all.
+    Buffers hold variances, which are squares, so the ratio is squared for them.
 
     Args:
-        ratio: how many times as long an update may be.
+        ratio: largest length of an update, as a multiple of the usual one.
         buffers: names of arrays that are not trained.
     """
 
     def __init__(self, ratio: float, buffers: Collection[str] = ()) -> None:
         self.ratio, self.buffers = ratio, buffers
-        self.longest = dict.fromkeys(GROUPS, 0.0)  # median of a round, saved with the run
+        self.longest = dict.fromkeys(GROUPS, 0.0)  # median of all rounds; saved with the run
 
     def problems(self, replies: Iterable[Message], sent: ArrayRecord) -> list[str]:
-        """Return, for each reply of the training phase, what is absurd, or an empty text."""
+        """Return a text for each reply of the training phase: its problem, or an empty one."""
         replies = list(replies)
         found = [""] * len(replies)
         ratios = (self.ratio, self.ratio**2)
@@ -44,19 +46,19 @@ class Guard:
         return found
 
     def split(self, record: ArrayRecord) -> tuple[list[str], list[str]]:
-        """Return the names of arrays that are trained, and of those that are averaged."""
+        """Return the names of the trained arrays, and of the averaged ones."""
         floats = [name for name, array in record.items() if array.dtype.startswith("float")]
         buffers = [name for name in floats if name in self.buffers]
         return [name for name in floats if name not in self.buffers], buffers
 
 
 def length(arrays: ArrayRecord, origin: ArrayRecord | None, names: Iterable[str]) -> float:
-    """Return the Euclidean length of arrays, or of the way to them; infinities do not count."""
+    """Return the Euclidean length of arrays, or of their change; infinities do not count."""
     total = 0.0
     for name in names:
-        change = arrays[name].numpy().astype(np.float64)
+        change = view(arrays[name]).astype(np.float64)
         if origin is not None:
-            change -= np.nan_to_num(origin[name].numpy(), neginf=0.0, posinf=0.0)
+            change -= np.nan_to_num(view(origin[name]), neginf=0.0, posinf=0.0)
         change = change[np.isfinite(change)]
         total += float(np.vdot(change, change))
     return math.sqrt(total)

@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""Which part of the data each client holds."""
+"""Partitions: the split of the data between clients."""
 
 import warnings
 from functools import cached_property
@@ -20,8 +20,8 @@ class Parts:
     Args:
         data: for "dirichlet", with a column `label`.
         num_partitions: number of clients.
-        partitioning: "same" gives all of it to each client; "iid" splits evenly and at random;
-            "dirichlet" so that class shares differ from client to client (Yurochkin et al. 2019,
+        partitioning: "same" gives each client all data; "iid" splits evenly and at random;
+            "dirichlet" gives clients different shares of the classes (Yurochkin et al. 2019,
             https://arxiv.org/abs/1905.12022).
         seed: of the split.
         alpha, min_partition_size: of "dirichlet".
@@ -43,13 +43,13 @@ class Parts:
         self.name = name
 
     def check(self, at_least: int = 1) -> None:
-        """Raise an error if the data cannot be split in this way; takes milliseconds.
+        """Check, in milliseconds, that the data can be split in this way.
 
         Args:
-            at_least: how many examples each client needs.
+            at_least: number of examples that each client needs.
 
         Raises:
-            RuntimeError: there is too little of it.
+            RuntimeError: there are too few examples.
         """
         clients, rows = self.num_partitions, len(self.data)
         if self.partitioning == "same":
@@ -73,7 +73,7 @@ class Parts:
     def smallest_part(self) -> int:
         """Return the size of the smallest part in the best of flwr-datasets' attempts.
 
-        The same draws as its own, by size only, and without the seconds that its import takes.
+        Its draws are repeated here, for the sizes only: importing it takes seconds.
         """
         if self.num_partitions * self.min_partition_size > len(self.data):
             return len(self.data) // self.num_partitions
@@ -92,9 +92,9 @@ class Parts:
 
     @cached_property
     def partitioner(self) -> "Partitioner":
-        """The one of flwr-datasets."""
+        """Partitioner of flwr-datasets."""
         self.check()
-        # Seconds to import (its plots bring seaborn and scipy), and a server never needs it.
+        # Imported here, because it takes seconds and a server never needs it.
         from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
 
         if self.partitioning == "iid":
@@ -112,8 +112,8 @@ class Parts:
         return partitioner
 
     def load(self, partition_id: int) -> Dataset:
-        """Return one client's part; errors as `check`."""
+        """Return one client's part; raises as `check` does."""
         if self.partitioning == "same":
             return self.data
-        with warnings.catch_warnings(action="ignore"):  # one paragraph for each retry
+        with warnings.catch_warnings(action="ignore"):  # it warns at each attempt
             return self.partitioner.load_partition(partition_id)

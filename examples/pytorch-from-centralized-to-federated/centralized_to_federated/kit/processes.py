@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""Processes: how many a machine has room for, and that none outlives the one that started it."""
+"""Processes: starting none that outlives its parent, finding and ending them, counting cores."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def end_with_parent(parent: int) -> None:
-    """End this process as soon as its parent has ended, even if that was killed."""
+    """Make this process end when its parent ends, even if the parent is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:  # it has ended already
@@ -30,9 +30,9 @@ def watch(parent: int) -> None:
 
 
 def kill_descendants() -> None:
-    """Kill all that this process has started, what those have started, and so on.
+    """Kill all descendants of this process.
 
-    All are stopped first, so that none can start another, or react to the end of one.
+    All are stopped first, so that none can start another, or react to another's end.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans become its children
@@ -44,7 +44,7 @@ def kill_descendants() -> None:
 
 
 def send(pid: int, number: int) -> bool:
-    """Send a signal to a process; say whether it was there."""
+    """Send a signal to a process; tell whether it was there."""
     try:
         os.kill(pid, number)
     except (ProcessLookupError, PermissionError):
@@ -53,12 +53,12 @@ def send(pid: int, number: int) -> bool:
 
 
 def descendants(of: int | None = None) -> list[int]:
-    """Return what a process, by default this one, has started, what that has, and so on."""
+    """Return the ids of all descendants of a process, by default this one."""
     children: dict[int, list[int]] = {}
     ended = set()
     for pid, parent, state in processes():
         children.setdefault(parent, []).append(pid)
-        if state in "ZX":  # a zombie, which may still be the parent of others
+        if state in "ZX":  # a zombie, which may still have children
             ended.add(pid)
     found = [of or os.getpid()]
     for pid in found:
@@ -67,13 +67,13 @@ def descendants(of: int | None = None) -> list[int]:
 
 
 def running(pids: Collection[int]) -> list[int]:
-    """Return those of some processes that have not ended."""
+    """Return the processes among `pids` that have not ended."""
     return [pid for pid, _, state in processes() if pid in pids and state not in "ZX"]
 
 
 def processes() -> Iterator[tuple[int, int, str]]:
     """Yield each process of this machine, its parent, and a letter for its state."""
-    if sys.platform == "linux":  # where a container may have no ps
+    if sys.platform == "linux":  # a container may lack ps
         for path in Path("/proc").glob("[0-9]*/stat"):
             with suppress(OSError):
                 state, parent = path.read_text(errors="replace").rpartition(")")[2].split()[:2]
@@ -86,7 +86,7 @@ def processes() -> Iterator[tuple[int, int, str]]:
 
 
 def command_of(pid: int) -> list[str]:
-    """Return the words of the command that a process runs; none if it cannot be seen."""
+    """Return the words of a process's command; an empty list if they cannot be read."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:-1]
     with suppress(OSError):
@@ -96,7 +96,7 @@ def command_of(pid: int) -> list[str]:
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

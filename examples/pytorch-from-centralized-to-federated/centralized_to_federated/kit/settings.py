@@ -15,9 +15,9 @@ def key(check: Any, allowed: str, name: str = "", *, may_change: bool = False) -
 
     Args:
         check: tells whether a value is valid.
-        allowed: what is, for the error.
-        name: of the key, where it is not the field's with hyphens.
-        may_change: whether it may differ when a run is resumed; else that would be another run.
+        allowed: the valid values in words, for the error.
+        name: of the key; by default the field's, with hyphens.
+        may_change: whether a resumed run may have another value.
     """
     return field(
         metadata={"check": check, "allowed": allowed, "name": name, "may_change": may_change}
@@ -78,11 +78,12 @@ def true_or_false(name: str = "", *, may_change: bool = False) -> Any:
 class Settings:
     """The keys of `[tool.flwr.app.config]` that every example has; a subclass adds its own.
 
-    pyproject.toml explains them. A subclass may declare a field anew, to give its key another name.
+    pyproject.toml explains them. A subclass may declare a field again, to rename its key.
     """
 
     dataset: str = some_text()
     num_server_rounds: int = at_least(1, may_change=True)
+    stop_after: int = at_least(0, may_change=True)
     min_replies: int = at_least(1, may_change=True)
     max_update_ratio: float = above(1, may_change=True)
     round_timeout: float = positive(may_change=True)
@@ -101,7 +102,7 @@ class Settings:
 
     @classmethod
     def checked(cls, run_config: dict[str, Any]) -> dict[str, Any]:
-        """Return the value of each field that was declared as a key; errors as above."""
+        """Return the checked value of each field that is a key; raises as above."""
         values = {}
         for f, name in cls.declared():
             if name not in run_config:
@@ -119,17 +120,17 @@ class Settings:
 
     @classmethod
     def declared(cls) -> Iterator[tuple[Field, str]]:
-        """Yield the fields that are keys, each with the name that its key has."""
+        """Yield each field that is a key, with the key's name."""
         for f in fields(cls):
             if "check" in f.metadata:
                 yield f, f.metadata["name"] or f.name.replace("_", "-")
 
     @classmethod
     def key_of(cls, field_name: str) -> str:
-        """Return the key of a field, as errors and logs name it."""
+        """Return the key of a field, for errors and logs."""
         return next(name for f, name in cls.declared() if f.name == field_name)
 
     @classmethod
     def may_change(cls) -> set[str]:
-        """Return the keys that may differ when a run is resumed."""
+        """Return the keys that may have other values when a run is resumed."""
         return {name for f, name in cls.declared() if f.metadata["may_change"]}

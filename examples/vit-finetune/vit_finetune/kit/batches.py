@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 def batches(count: int, size: int, device: torch.device | None = None) -> list[Tensor]:
-    """Return rows in a random order, which is the CPU's, some at a time, on the device.
+    """Return the row numbers of each batch, in a random order drawn on the CPU.
 
-    A last batch of one row joins the one before: batch norm cannot train on a single row.
+    A last batch of one row joins the batch before: batch norm cannot train on a single row.
     """
     found = list(torch.randperm(count).to(device).split(size))
     if len(found) > 1 and len(found[-1]) == 1 < size:

@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""Pixels of image files: any mode that Pillow knows, as 8-bit grey or RGB, or refused by name."""
+"""Pixels of image files, in 8-bit grey or RGB; modes that cannot be converted are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,12 @@ import numpy as np
 from PIL import Image
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's, by number of channels
-READER = datasets.Image()  # reads a file, and turns it as its EXIF orientation says
+READER = datasets.Image()  # reads a file, and applies its EXIF orientation
 Cell = dict[str, Any] | None  # a cell of a column of images: "bytes" of a file, or its "path"
 
 
 class UnreadableImage(ValueError):
-    """An image that is missing, cut short, or in a mode whose white is not known."""
+    """An image that is missing, cut short, or in a mode without a known white."""
 
 
 def open_image(cell: Cell, row: int, mode: str) -> Image.Image:
@@ -32,25 +32,25 @@ def open_image(cell: Cell, row: int, mode: str) -> Image.Image:
 
 
 def name_of(cell: Cell, row: int) -> str:
-    """Return what tells the user which image it is: its row, and its file if there is one."""
+    """Return an image's name for the user: its row, and its file if there is one."""
     path = cell["path"] if cell else None
     return f"row {row} ({Path(path).name})" if path else f"row {row}"
 
 
 def reason(error: Exception) -> str:
-    text = " ".join(str(error).split()).split(" <_io")[0]  # not the address of a buffer
+    text = " ".join(str(error).split()).split(" <_io")[0]  # without the address of a buffer
     return text or type(error).__name__
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
     """Return an image in mode "L" or "RGB".
 
-    What is transparent becomes white if what is visible is dark, else black, so that a shape
-    that only the alpha channel holds can be seen. Of 16 bits, 65535 is white in every image:
-    one that uses 12 bits only is 16 times as dark.
+    Transparent pixels become white if the visible ones are dark, else black: a shape may be in the
+    alpha channel only. With 16 bits, white is always 65535, so an image that uses only 12 of them
+    is 16 times as dark.
 
     Raises:
-        ValueError: numbers of 32 bits, of which nobody says which is white.
+        ValueError: pixels have 32 bits, and which value is white is not known.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         values = np.asarray(image, np.uint32)
@@ -66,14 +66,14 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
         )
     if image.has_transparency_data:
         image = on_background(image)
-    if image.mode == "LAB":  # which Pillow turns into RGB only
+    if image.mode == "LAB":  # Pillow converts it to RGB only
         image = image.convert("RGB")
     return image.convert(mode)
 
 
 def on_background(image: Image.Image) -> Image.Image:
-    """Return an image with transparency as RGB, on what its visible part stands out against."""
-    if image.mode == "La":  # with alpha multiplied in, like RGBa, but without a way to RGBA
+    """Return an image with transparency as RGB, on a background that its visible part contrasts."""
+    if image.mode == "La":  # premultiplied alpha; Pillow has no direct way to RGBA
         image = image.convert("LA")
     image = image.convert("RGBA")
     alpha = np.asarray(image.getchannel("A"), np.float64)

@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""Replies of clients: which of them can be aggregated, and why others cannot."""
+"""Replies of clients: their arrays and metrics, and the problems that keep some out."""
 
 import re
 from collections import Counter
@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
 
+from .arrays import view
 from .guard import Guard
 
 Arrays = dict[str, np.ndarray]
@@ -18,12 +19,12 @@ def to_numpy(record: ArrayRecord) -> Arrays:
 
 
 def to_record(arrays: Arrays) -> ArrayRecord:
-    # What NumPy calculates from arrays without dimensions are no arrays.
+    # NumPy turns arrays without dimensions into scalars when it computes.
     return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
 
 
 def with_dimensions(reply: Message) -> None:
-    """Give arrays without dimensions one, as the global model's have that are sent."""
+    """Give a dimension to arrays without any: those of the model that was sent have one."""
     for record in reply.content.array_records.values() if reply.has_content() else ():
         for name, array in record.items():
             if not array.shape:
@@ -36,12 +37,13 @@ def problems(
     sent: ArrayRecord | None = None,
     guard: Guard | None = None,
 ) -> list[str]:
-    """Return, for each reply, why it cannot be aggregated, or an empty text.
+    """Return a text for each reply: the reason to leave it out, or an empty one.
 
     Args:
         replies: replies of one phase.
-        weight: the metric that weighs a client's contribution, to be above 0.
-        sent: the global model that training replies must resemble; None after evaluation.
+        weight: the metric that weighs a client's contribution; must be above 0.
+        sent: the global model, whose names and shapes training replies must have; None after
+            evaluation.
         guard: finds absurd updates.
     """
     replies = list(replies)
@@ -72,7 +74,7 @@ def problem(reply: Message, weight: str, sent: ArrayRecord | None, usual: frozen
         return ""
     try:
         return problem_with_arrays(reply, sent)
-    except (TypeError, ValueError) as error:  # no array of numbers
+    except (TypeError, ValueError) as error:  # an array that holds no numbers
         return f"its arrays cannot be read ({one_line(str(error))})"
 
 
@@ -82,15 +84,15 @@ def problem_with_arrays(reply: Message, sent: ArrayRecord) -> str:
         return "its arrays are not named like the global model's"
     for record in reply.content.array_records.values():
         for name, array in record.items():
-            value, origin = array.numpy(), None
+            value, origin = view(array), None
             if record is received:
-                origin = sent[name].numpy()
+                origin = view(sent[name])
                 if value.shape != origin.shape:
                     return f"{name} has shape {array.shape}, not {sent[name].shape}"
                 if (value.dtype.kind == "f") != (origin.dtype.kind == "f"):
                     return f"{name} is {array.dtype}, not {sent[name].dtype}"
             finite = np.isfinite(value)
-            # A mask of infinities, say, may be part of a model: what was sent so may come back.
+            # A model may have infinities, in a mask for instance: these may come back.
             if not finite.all() and (origin is None or not same(value, origin, ~finite)):
                 return f"{name} holds NaN or infinity"
     return ""
@@ -107,7 +109,7 @@ def metrics(reply: Message) -> MetricRecord:
 
 
 def cause(reply: Message) -> str:
-    """Return a client's error in a line: its type and text, without Ray's traceback around them."""
+    """Return a client's error in one line: type and text, without Ray's traceback."""
     reason = reply.error.reason
     if found := re.fullmatch(r"<class '(.*?)'>:<'(.*)'>", reason, re.DOTALL):
         kind, text = found.groups()

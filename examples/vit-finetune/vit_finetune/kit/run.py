@@ -28,15 +28,17 @@ CHECKPOINT, MODEL = "checkpoint.safetensors", "model.safetensors"
 
 
 class Run:
-    """A run after `round` whole rounds, -1 before its first test; `with run:` opens its folder.
+    """The state of a run after `round` rounds, and its folder, which `with run:` opens.
+
+    `round` is -1 before the first test.
 
     Args:
         config: the settings.
-        run_config: Flower's, from which they were read.
-        to_model: makes what goes into model.safetensors from the global arrays.
+        run_config: the run config that they were read from.
+        to_model: makes the content of model.safetensors from the global arrays.
 
     Raises:
-        ValueError: `resume-from` is no run that can be carried on with these settings.
+        ValueError: the run in `resume-from` cannot be resumed with these settings.
     """
 
     def __init__(
@@ -48,18 +50,18 @@ class Run:
         self.config, self.run_config, self.to_model = config, dict(run_config), to_model
         self.round = self.best_round = self.saved_round = -1
         self.best_accuracy = -1.0
-        self.num_partitions = 0  # of the data, as clients hold it; 0 before any was asked
+        self.num_partitions = 0  # of the data; 0 before a client has said it
         self.history: list[dict[str, Any]] = []
         self.arrays: Arrays = {}  # the global model
-        self.kept: dict[str, Any] = {}  # what the strategy keeps between rounds
-        self.memory: dict[str, Any] = {}  # what else of the app is to be there after a resume
+        self.kept: dict[str, Any] = {}  # the strategy's state between rounds
+        self.memory: dict[str, Any] = {}  # further state of the app, to be saved with the run
         self.folder = Path()
         if config.resume_from:
             self.folder = Path(config.resume_from).resolve()
             self.resume()
 
     def resume(self) -> None:
-        """Read where the run in the folder stands, and compare its settings with these."""
+        """Read the run in the folder, and compare its settings with these."""
         earlier = self.folder / CONFIG
         if (self.folder / CHECKPOINT).is_file():
             then = self.load(self.folder / CHECKPOINT)
@@ -76,10 +78,10 @@ class Run:
                 )
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Read a checkpoint and return the run config that it was written with.
+        """Read a checkpoint, and return its run config.
 
         Raises:
-            ValueError: the file is damaged or not such a checkpoint.
+            ValueError: the file is damaged, or no checkpoint of this format.
         """
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
@@ -95,7 +97,7 @@ class Run:
         self.round, self.history = state["round"], state["history"]
         self.best_round, self.best_accuracy = state["best_round"], state["best_accuracy"]
         self.num_partitions = state["num_partitions"]
-        # In their own order: the file has another one.
+        # In the model's order, which the file does not keep.
         self.arrays = {name: tensors[f"arrays/{name}"] for name in state["arrays"]}
         self.kept = unpack(state["kept"], tensors)
         self.memory = unpack(state["memory"], tensors)
@@ -105,7 +107,7 @@ class Run:
         """Compare the clients' number of partitions with that of the run so far.
 
         Raises:
-            ValueError: it is another; held-out examples of one client would be another's to train.
+            ValueError: it differs, so that clients would train on held-out examples of others.
         """
         if self.num_partitions not in (0, count):
             raise ValueError(
@@ -116,7 +118,7 @@ class Run:
         self.num_partitions = count
 
     def save(self) -> None:
-        """Write the round that has ended; what counts is the checkpoint."""
+        """Write the state after a round; a resume reads the checkpoint."""
         if self.best_round == self.round:
             about = {"round": str(self.round), "accuracy": str(self.best_accuracy)}
             model = safetensors.numpy.save(self.to_model(self.arrays), about)
@@ -133,7 +135,7 @@ class Run:
         write_json(self.folder / RESULTS, self.history)
 
     def __enter__(self) -> Self:
-        """Open the folder, and say where it is."""
+        """Open the folder, and log its path."""
         resumed = bool(self.config.resume_from)
         if not resumed:
             self.folder = new_folder(self.config.output_dir)
@@ -150,7 +152,7 @@ class Run:
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Draw the curves; say what came of the run, or what of it is safe."""
+        """Draw the curves; log the outcome, or the last round that is safe."""
         if error is not None and not (isinstance(error, Exception) and self.saved_round < 0):
             how = "Stopped" if isinstance(error, Exception) else "Interrupted"
             log(ERROR, "%s; %s", how, self.safe())
@@ -160,13 +162,24 @@ class Run:
             self.report()
 
     @property
+    def stalled(self) -> bool:
+        """Whether `stop-after` rounds brought no better central score: accuracy, or else loss."""
+        scores = {}
+        for entry in self.history:
+            for name, sign in (("loss", -1), ("accuracy", 1)):
+                if name in entry["evaluate_metrics_serverapp"]:
+                    scores[entry["round"]] = sign * entry["evaluate_metrics_serverapp"][name]
+        best = max(scores, key=scores.__getitem__, default=0)  # the first of equals
+        return 0 < self.config.stop_after <= max(scores, default=0) - best
+
+    @property
     def name(self) -> str:
-        """The run's own, the same after a resume: clients keep files under it."""
+        """Unique name of the run, the same after a resume: clients keep files under it."""
         unique = hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]
         return "-".join([*self.folder.parts[-2:], unique])
 
     def safe(self) -> str:
-        """Say what of the run is on disk, and how to carry on with it."""
+        """Return a line on the last round on disk, and how to resume."""
         if self.saved_round < 0:
             return "no round is saved yet"
         return f"round {self.saved_round} is safe: resume-from='{self.folder}'"
@@ -184,11 +197,14 @@ class Run:
         elif tested and "loss" in tested[-1]:
             first, last = tested[0]["loss"], tested[-1]["loss"]
             log(INFO, "Centralized loss: %.4f before training, %.4f now", first, last)
+        if self.stalled and self.round < self.config.num_server_rounds:
+            text = "Stopped after round %d of %d: no better score in stop-after = %d rounds"
+            log(INFO, text, self.round, self.config.num_server_rounds, self.config.stop_after)
         log(INFO, "Outputs: %s", self.folder)
 
 
 def new_folder(output_dir: str) -> Path:
-    """Make `<output-dir>/<YYYY-MM-DD>/<HH-MM-SS>`, waiting for a second of its own."""
+    """Make `<output-dir>/<YYYY-MM-DD>/<HH-MM-SS>`; wait for the next second if it exists."""
     while True:
         path = Path(output_dir, time.strftime("%Y-%m-%d"), time.strftime("%H-%M-%S")).resolve()
         try:

@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""Seeds that do not depend on each other."""
+"""Independent seeds."""
 
 import numpy as np
 

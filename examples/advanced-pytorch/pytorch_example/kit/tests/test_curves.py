@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""The plot shows every metric that results.json has, whatever its name."""
+"""Curves of every metric in results.json, whatever its name."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def test_each_metric_has_its_curve():
 
 
 def test_what_is_no_figure_is_a_gap(tmp_path):
-    """As results.json has it, null, and as the run itself has it; a list has no curve."""
+    """A missing figure is null in results.json, NaN in the run; a list has no curve."""
     rounds = history()
     for entry, odd in zip(rounds, (None, math.nan, math.inf, 0.5), strict=True):
         entry["evaluate_metrics_serverapp"] = {"loss": odd, "each": [1.0, odd]}

@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""Rounds of a tiny app: who takes part, whose reply is left out, what a stop costs."""
+"""Rounds of a tiny app: draws, replies that are left out, stops and resumes."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Array, Error, Message, MessageType, RecordDict
+from flwr.app import Array, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 from safetensors.numpy import load_file
@@ -222,8 +222,26 @@ def test_no_federated_evaluation_leaves_the_central_one():
     assert run.history[2]["evaluate_metrics_serverapp"]["loss"] > 0
 
 
+@pytest.mark.parametrize(("name", "sign"), [("accuracy", 1), ("loss", -1)])
+def test_rounds_without_a_better_score_end_the_run_on_resume_too(name, sign, caplog):
+    caplog.set_level(logging.INFO, "flwr")
+    scores = [0.1, 0.3, 0.3, 0.2, 0.4, 0.4, 0.4, 0.4, 0.4]
+
+    def test(server_round, arrays):
+        return MetricRecord({name: sign * scores[server_round]})
+
+    run = play(evaluate=test, num_server_rounds=8, stop_after=2)
+    logged = [record.getMessage() for record in caplog.records]
+    told = "Stopped after round 3 of 8: no better score in stop-after = 2 rounds"
+    assert logged[-2:] == [told, f"Outputs: {run.folder}"]
+    again = {"evaluate": test, "num_server_rounds": 8, "resume_from": str(run.folder)}
+    assert play(**again, stop_after=2).round == 3
+    assert play(**again, stop_after=3).round == 7
+    assert play(**again, stop_after=0).round == 8
+
+
 class Stop(BaseException):
-    """A kill: nothing that catches exceptions sees it."""
+    """A kill, which no `except Exception` sees."""
 
 
 @pytest.mark.parametrize("strategy", [FedAvg, lambda: FedAvgM(server_momentum=0.5), FedAdam])

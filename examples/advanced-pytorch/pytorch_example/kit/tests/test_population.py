@@ -9,7 +9,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg
 
 from ..clients import CommonFault, Draw
 from ..flower import partition_id
-from ..population import WAVES, Everyone
+from ..population import Everyone
 from ..population import play as plays
 from .tiny import CLIENT, play
 
@@ -42,7 +42,7 @@ def test_population_gives_the_results_of_as_many_nodes(strategy, nodes):
     assert all(np.array_equal(played.arrays[name], each.arrays[name]) for name in each.arrays)
     assert {kind for _, kind in app.got} == {MessageType.TRAIN, MessageType.EVALUATE}
     # The first messages of a kind go to a few clients before the others.
-    assert len(app.got) <= 4 * 2 * WAVES * nodes + 2 * 4
+    assert len(app.got) <= 4 * 2 * nodes + 2 * 4
     assert len({node for node, _ in app.got}) == nodes
 
 

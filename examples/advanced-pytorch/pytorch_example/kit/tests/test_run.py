@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""A run's folder never holds half a file, and what is damaged or foreign is refused untouched."""
+"""A run's folder never holds half a file; a damaged or foreign one is refused, and not changed."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from .tiny import RUN_CONFIG, Config
 
 
 def make(server_round: int, folder: Path | None = None, **changes: Any) -> Run:
-    """Return a run after a round, to be saved in a folder; or what is resumed from there."""
+    """Return a run after a round, to be saved in a folder; for round -1, one resumed from there."""
     resume = {"resume-from": str(folder)} if folder and server_round < 0 else {}
     run_config = RUN_CONFIG | changes | resume
     run = Run(Config.from_run_config(run_config), run_config)
@@ -83,7 +83,7 @@ def test_other_settings_are_another_run(folder):
 
 
 def test_nan_is_null_for_others_and_stays_nan_in_the_checkpoint(tmp_path):
-    """JSON has neither NaN nor infinity; a resumed run is to have what the first had."""
+    """JSON has neither NaN nor infinity, but a resumed run needs them."""
     odd = {"accuracy": math.nan, "loss": math.inf, "each": [1.0, -math.inf]}
     changes = {"output-dir": str(tmp_path), "max-update-ratio": math.inf}
     with make(-1, **changes) as run:
@@ -104,7 +104,7 @@ def test_nan_is_null_for_others_and_stays_nan_in_the_checkpoint(tmp_path):
 
 
 def test_an_infinite_setting_is_the_same_when_a_run_begins_anew(tmp_path):
-    """config.json has null in its place."""
+    """config.json has null for infinity."""
     endless = {"max-update-ratio": math.inf, "seed": 3}
     with make(-1, **endless, **{"output-dir": str(tmp_path)}) as run:
         pass
@@ -114,7 +114,7 @@ def test_an_infinite_setting_is_the_same_when_a_run_begins_anew(tmp_path):
 
 
 def test_what_interrupts_a_run_hears_what_is_safe(tmp_path, caplog):
-    """As Flower's ServerApp process does, by SystemExit."""
+    """SystemExit is how Flower's ServerApp process is interrupted."""
     with pytest.raises(SystemExit), make(-1, **{"output-dir": str(tmp_path)}):
         sys.exit(0)
     assert "Interrupted; no round is saved yet" in caplog.text

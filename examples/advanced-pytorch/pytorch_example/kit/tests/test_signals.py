@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""A signal ends a process and all that it has started, whatever else handles signals there."""
+"""A signal ends a process and all its descendants, whatever other code handles signals."""
 
 import os
 import signal

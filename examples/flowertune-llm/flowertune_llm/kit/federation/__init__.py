@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""A federation on this machine: a SuperLink and SuperNodes, over TLS if wanted."""
+"""A federation on this machine: a SuperLink and SuperNodes, with or without TLS."""
 
 from .addresses import free_addresses
 from .federation import (

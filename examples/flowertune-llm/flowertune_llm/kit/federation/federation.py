@@ -23,21 +23,21 @@ from .addresses import LOOPBACK, answers, free_addresses
 from .releases import HERE, RELEASE, connection
 
 BIN = Path(sys.executable).parent
-NAME = "this-machine"  # of the federation, in the copied app's pyproject.toml
+NAME = "this-machine"  # of the federation, as `flwr` knows it
 START_SECONDS = 300  # for a part to start while others do
 STOP_SECONDS = 10  # for a part to stop by itself
 LINUX = sys.platform == "linux"
-ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what ends a program in good order
-LEFT_OUT = ("outputs", "__pycache__", ".*", "*.egg-info", "wandb")  # of an app that is copied
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # signals that end this program
+LEFT_OUT = ("outputs", "__pycache__", ".*", "*.egg-info", "wandb")  # of the copy of an app
 
 
 class FederationError(RuntimeError):
-    """A part of the federation did not start, or ended; the text says which."""
+    """A part of the federation that did not start, or ended; the text names it."""
 
 
 @dataclass(eq=False)
 class Part:
-    """One process of the federation, with those that it starts, and its log."""
+    """A SuperLink or SuperNode: its process, with all that this starts, and its log."""
 
     name: str
     process: subprocess.Popen
@@ -50,27 +50,27 @@ class Part:
         return text in self.log.read_text(errors="replace")
 
     def connected(self) -> bool:
-        """Say whether this SuperNode has found its SuperLink."""
+        """Tell whether this SuperNode is connected to its SuperLink."""
         return self.says("SuperNode ID")
 
     def stop(self) -> None:
-        """End the process and all that it started; kill what does not end by itself."""
+        """End the process and all that it started; kill those that do not end in time."""
         take_down([self])
 
     def signal(self, number: int) -> bool:
-        """Send a signal, 0 for none, to those of its processes that are there; say if any is."""
-        self.process.poll()  # else it would stay, as a zombie
+        """Send a signal, 0 for none, to the process group; tell whether any of it is left."""
+        self.process.poll()  # clears a zombie
         try:
             os.killpg(self.process.pid, number)
-        except (ProcessLookupError, PermissionError):  # the latter on macOS, of zombies
+        except (ProcessLookupError, PermissionError):  # the second on macOS, from a zombie
             return False
         return True
 
 
 def take_down(parts: Iterable[Part]) -> None:
-    """End parts, all at once; kill what does not end by itself."""
+    """End parts, all at once; kill those that do not end in time."""
     parts = list(parts)
-    # On the newest Flower some are not in the part's group.
+    # On the newest Flower, some processes are not in the part's group.
     others = {pid for part in parts for pid in descendants(part.process.pid)}
     for number in (signal.SIGTERM, signal.SIGKILL):
         parts = [part for part in parts if part.signal(number)]
@@ -84,12 +84,12 @@ def take_down(parts: Iterable[Part]) -> None:
 
 
 class Federation:
-    """A SuperLink and SuperNodes on this machine, for one app; a context in which they run.
+    """A SuperLink and SuperNodes on this machine, for one app; they run inside `with`.
 
     Args:
-        app: the app's folder; a copy of it is run, so that nothing is written there.
-        folder: keys, certificates, the SuperLink's database and logs; used again if it exists.
-        secure: TLS, and only SuperNodes whose keys are registered; else neither.
+        app: the app's folder; what runs is a copy of it.
+        folder: place of keys, certificates, the SuperLink's database and logs; may exist already.
+        secure: use TLS, and admit only SuperNodes with registered keys.
         warm: fork ClientApps from processes that have imported the app's dependencies.
         database: keep the SuperLink's state in a file, for a restart; else in memory.
         verbose: print each command.
@@ -105,7 +105,7 @@ class Federation:
         database: bool = True,
         verbose: bool = True,
     ) -> None:
-        # Not above: `python -m …certificates` would find it imported, and warn.
+        # Imported here: `python -m …certificates` would warn of a second import.
         from .certificates import make_certificates
 
         self.folder = folder.resolve()
@@ -131,11 +131,11 @@ class Federation:
 
     @property
     def named(self) -> list[str]:
-        """How `flwr` is told of this federation."""
+        """Arguments that name this federation to `flwr`."""
         return RELEASE.named(self.app, NAME)
 
     def home(self, name: str) -> Path:
-        """Return the FLWR_HOME of a part; that of `flwr` is called cli."""
+        """Return the FLWR_HOME of a part; "cli" is `flwr` itself."""
         return self.folder / "flwr" / name
 
     def log_of_run(self, run_id: int) -> Path:
@@ -163,7 +163,7 @@ class Federation:
         self.stop()
 
     def stop(self) -> None:
-        """Take everything down, the SuperLink last; nothing interrupts that."""
+        """Take everything down, the SuperLink last; signals are ignored meanwhile."""
         with uninterrupted():
             take_down(part for part in self.parts.values() if part.name != "superlink")
             take_down(self.parts.values())
@@ -185,11 +185,11 @@ class Federation:
         return [str(word) for pair in named for word in pair] + ["--enable-supernode-auth"]
 
     def start_supernodes(self, count: int, progress: Callable[[int], None] | None = None) -> None:
-        """Start SuperNodes one after the other, no more at once than there are cores.
+        """Start SuperNodes, no more of them at a time than there are cores.
 
         Args:
-            count: how many; each holds one of as many partitions.
-            progress: called with the number of those that are connected.
+            count: their number; each holds one of as many partitions.
+            progress: called with the number of connected SuperNodes.
         """
         starting: list[Part] = []
         for partition in range(count):
@@ -213,12 +213,12 @@ class Federation:
         """Start a SuperNode, once its key is registered, and wait until it is connected.
 
         Args:
-            partition: which part of the data it holds, of `partitions`.
-            register: whether to register its public key.
-            ca: the certificate that it trusts; that of this federation by default.
-            secure: whether it uses TLS and its key; as the federation by default.
-            wait: whether to wait.
-            node_config: more of it, as "key=value key=value".
+            partition: number of its part of the data, of `partitions` parts.
+            register: register its public key.
+            ca: the certificate that it trusts; by default this federation's.
+            secure: use TLS and its key; by default as the federation does.
+            wait: wait until it is connected.
+            node_config: further keys, as "key=value key=value".
 
         Raises:
             FederationError: it ended, or took too long.
@@ -244,15 +244,15 @@ class Federation:
         return part
 
     def new_address(self) -> str:
-        """Return a free address that no other part was given, which may not use it yet."""
+        """Return a free address that was not given to another part before."""
         while (address := free_addresses(1)[0]) in self.addresses:
             continue
         self.addresses.add(address)
         return address
 
     def key(self, name: str) -> Path:
-        """Return a SuperNode's private key, made if there is none; the public one is beside it."""
-        from .certificates import make_node_key  # as in `__init__`
+        """Return the path of a SuperNode's private key; make the pair if there is none."""
+        from .certificates import make_node_key  # here for the reason in `__init__`
 
         key = self.folder / "keys" / name
         if not key.exists():
@@ -260,7 +260,7 @@ class Federation:
         return key
 
     def register(self, key: Path) -> None:
-        """Register the public key beside a private key, unless this federation has it."""
+        """Register the public key of a private key, unless that has been done."""
         if key in self.registered:
             return
         public = key.with_name(f"{key.name}.pub")
@@ -305,7 +305,7 @@ class Federation:
         return self.status(run_id)
 
     def check(self) -> None:
-        """Say which parts have ended since the last look; without SuperLink there is no run.
+        """Print which parts have ended since the last check.
 
         Raises:
             FederationError: the SuperLink ended, or no SuperNode is left.
@@ -332,7 +332,7 @@ class Federation:
         """Run one of Flower's commands and return its answer.
 
         Raises:
-            FederationError: there is none, as when the SuperLink does not answer.
+            FederationError: the command failed; the SuperLink does not answer, for instance.
         """
         answer = self.call([*command, "--format", "json"])
         try:
@@ -353,13 +353,13 @@ class Federation:
         return done.stdout
 
     def start(self, name: str, command: list[str], threads: int | None = None) -> Part:
-        """Start a part in a group of its own, so that it is stopped together with its children.
+        """Start a part in a process group of its own, to be stopped together with its children.
 
         Args:
-            name: what its log is called.
-            command: what to run.
-            threads: how many PyTorch may use in it, so that parts do not slow each other down; the
-                environment's OMP_NUM_THREADS goes before.
+            name: of its log.
+            command: program and arguments.
+            threads: PyTorch's in this part, so that parts do not slow each other down; the
+                environment's OMP_NUM_THREADS takes precedence.
         """
         self.say(command)
         launcher, log = os.getpid(), self.folder / "logs" / f"{name}.log"
@@ -382,9 +382,9 @@ class Federation:
             print(f"$ {shlex.join(command)}", flush=True)
 
     def environment(self, name: str = "cli", threads: int | None = None) -> dict[str, str]:
-        """Give each part a place of its own for its apps, and no proxy on the way to the others."""
+        """Return a part's environment: its own FLWR_HOME, and no proxy on this machine."""
         own = {"FLWR_HOME": str(self.home(name)), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-        for variable in ("no_grpc_proxy", "no_proxy"):  # in small letters: gRPC knows no others
+        for variable in ("no_grpc_proxy", "no_proxy"):  # gRPC reads small letters only
             others = os.environ.get(variable, os.environ.get(variable.upper(), ""))
             own[variable] = ",".join(filter(None, [others, LOOPBACK]))
         own |= RELEASE.environment
@@ -394,10 +394,10 @@ class Federation:
         return os.environ | own
 
     def wait(self, parts: list[Part], ready: Callable[[Part], bool], most: int = 0) -> list[Part]:
-        """Wait until no more than `most` of the parts are not ready; return those.
+        """Wait until all but `most` of the parts are ready; return those that are not.
 
         Raises:
-            FederationError: one has ended, or they take too long.
+            FederationError: a part has ended, or takes too long.
         """
         deadline = time.monotonic() + START_SECONDS
         while len(parts := [part for part in parts if not ready(part)]) > most:
@@ -413,7 +413,7 @@ class Federation:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Have nothing interrupt what is done inside."""
+    """Ignore signals inside `with`."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDINGS}
     try:
         yield
@@ -423,21 +423,21 @@ def uninterrupted() -> Iterator[None]:
 
 
 def exit_on_signals() -> None:
-    """Have the other signals end this program in good order, as Ctrl-C does."""
+    """Let SIGTERM and SIGHUP end this program as Ctrl-C does: with all cleaning up."""
     for number in ENDINGS[1:]:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 def modules(app: Path) -> list[str]:
-    """Return what an app's dependencies are imported as, and what PyTorch's optimizers import."""
+    """Return the modules of an app's dependencies, and one that PyTorch's optimizers import."""
     project = tomllib.loads((app / "pyproject.toml").read_text("utf-8"))["project"]
     names = {package(text) for text in project.get("dependencies", [])}
     found = sorted(m for m, of in packages_distributions().items() if names & set(map(package, of)))
-    return found + ["torch._dynamo"] * ("torch" in found)  # seconds, with the first optimizer
+    return found + ["torch._dynamo"] * ("torch" in found)  # it costs the first optimizer seconds
 
 
 def package(requirement: str) -> str:
-    """Return the package that a requirement names, in the one spelling that stands for all."""
+    """Return the name of the package in a requirement, in its normal form."""
     return re.sub(r"[-_.]+", "-", re.match(r"\s*([\w.-]+)", requirement)[1]).lower()
 
 

@@ -1,10 +1,10 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""Run a SuperNode whose ClientApps need not import PyTorch and the like for each message.
+"""Run a SuperNode whose ClientApps do not import PyTorch and the like for each message.
 
 Flower starts the program `flwr-clientapp` for each message, which imports everything anew: seconds
-of a round. Here the SuperNode finds another program of that name, which has Flower's own forked
-from a process that has imported it all before. Each message still has a process and its memory to
-itself. What is given is the command of the SuperNode, with any options:
+of a round. Here the SuperNode finds another program of that name, which has a server fork Flower's
+own; that server has imported everything already. Each message still has a process and its memory
+to itself. The arguments are the command of the SuperNode, with any options:
 
     python …/warm_clientapp.py --preload torch,datasets flower-supernode --superlink …
 """
@@ -27,7 +27,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 PROGRAM = "flwr-clientapp"
-SOCKET = "socket"  # in the folder of the other program; its path may be too long for a socket's
+SOCKET = "socket"  # relative: the folder's whole path may be too long for a socket
 ASK = "--ask"
 SHELL = '#!/bin/sh\nexec {python} -I -S {script} {ask} {folder} "$@"\n'
 
@@ -52,7 +52,7 @@ def main() -> None:
     with chdir(folder):
         listener.bind(SOCKET)
     listener.listen(128)
-    supernode_ends, supernode_lives = os.pipe()  # closed by the end of the SuperNode alone
+    supernode_ends, supernode_lives = os.pipe()  # closed when the SuperNode ends
     if os.fork() == 0:
         os.close(supernode_lives)
         serve(listener, supernode_ends, given.preload.split(","), folder)
@@ -65,7 +65,7 @@ def serve(listener: socket.socket, supernode_ends: int, preload: list[str], fold
     """Fork a ClientApp for each connection, until the SuperNode ends."""
     server = os.getpid()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that none stays as a zombie
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # leaves no zombies
     try:
         [program] = entry_points(group="console_scripts", name=PROGRAM)
         run = program.load()

@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""Images become pixels, in the size and the channels that a network takes; others are named."""
+"""Images become pixels in the size and channels that a network takes, or are refused by name."""
 
 import re
 import shutil
@@ -133,7 +133,7 @@ def test_what_save_to_disk_wrote_is_read(tmp_path):
 
 
 def write(folder: Path, kind: object = None, column: str = "label", **labels: list) -> str:
-    """Write a dataset of 2x2 images with these labels for each split; return its name."""
+    """Write a dataset of 2x2 images with the given labels of each split; return its name."""
     folder.mkdir(exist_ok=True)
     for split, values in labels.items():
         pictures = [Pillow.fromarray(np.full((2, 2), row, np.uint8)) for row in range(len(values))]

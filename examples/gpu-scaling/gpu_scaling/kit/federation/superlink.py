@@ -1,10 +1,10 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
 """`flower-superlink`, with a fault of the pinned release mended; it takes the same options.
 
-A SuperNode may ask for a message's content while that is still on its way to the SuperLink, and is
-meant to ask again. Flower 1.25 answers with an error instead ("Both bytes_sent and bytes_recv
-cannot be zero"), upon which the SuperNode drops the message: its reply never comes, and the round
-lasts until `round-timeout`. The larger the model and the busier the server, the more often.
+A SuperNode may ask for a message's content before the SuperLink has all of it. It should be told to
+ask again, but Flower 1.25 answers with an error ("Both bytes_sent and bytes_recv cannot be zero").
+The SuperNode then drops the message, its reply never comes, and the round lasts until
+`round-timeout`. This happens more often with large models and busy servers.
 """
 
 import sys
@@ -20,7 +20,7 @@ StoreTraffic = Callable[..., None]
 
 
 def without_empty(store_traffic: StoreTraffic) -> StoreTraffic:
-    """Return a `store_traffic` that takes no notice of an answer without content."""
+    """Return a `store_traffic` that ignores an answer without content."""
 
     def store(state: object, run_id: int, *, bytes_sent: int, bytes_recv: int) -> None:
         if bytes_sent or bytes_recv:

@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""A federation on this machine, as far as it can be tested without starting one."""
+"""Parts of a federation that can be tested without starting one."""
 
 import os
 import signal
@@ -72,7 +72,7 @@ def test_certificates_are_valid_and_keys_private(tmp_path):
 def test_federation_is_where_flower_looks_for_it(release, app, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[Federation.__module__], "RELEASE", release)
     (app / "outputs").mkdir()
-    for _ in range(2):  # the second takes what the first has left
+    for _ in range(2):  # the second time, with the files of the first
         federation = Federation(app, tmp_path / "a [folder]", database=False)
     assert not (federation.app / "outputs").exists()
     found = tomllib.loads((federation.app / "pyproject.toml").read_text())["tool"]["flwr"]
@@ -164,7 +164,7 @@ def test_content_that_is_still_on_its_way_is_no_error(kind):
     kind = getattr(linkstate, kind)
     state = kind(*([":memory:"] if kind is linkstate.SqliteLinkState else []), *parts)
     nothing = {"bytes_sent": 0, "bytes_recv": 0}
-    with pytest.raises(ValueError, match="cannot be zero"):  # else the mending can go
+    with pytest.raises(ValueError, match="cannot be zero"):  # once this fails, the mending can go
         state.store_traffic(1, **nothing)
     mended = without_empty(kind.store_traffic)
     mended(state, 1, **nothing)
@@ -174,7 +174,7 @@ def test_content_that_is_still_on_its_way_is_no_error(kind):
 
 @posix_only
 def test_warm_clientapp_is_forked_and_else_starts_as_ever(tmp_path):
-    """In place of the SuperNode: a shell that asks twice, the second time without the server."""
+    """A shell stands in for the SuperNode; it asks twice, the second time without the server."""
     warm = Path(__file__).parents[1] / "federation" / "warm_clientapp.py"
     asks = "flwr-clientapp --help; kill $(pgrep -P $$ -f warm_clientapp); sleep 0.3; "
     asks += "flwr-clientapp --help; echo done"

@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""The engine in one process: what is sent is copied, what is raised is a reply."""
+"""The app in one process: messages are copied, exceptions become error replies."""
 
 import numpy as np
 import pytest

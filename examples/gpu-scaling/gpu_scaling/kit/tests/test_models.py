@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""Arrays of any model: how they travel, which a strategy moves, which are averaged or kept."""
+"""Arrays of any model: sent and loaded, moved by a strategy, averaged, or kept."""
 
 from functools import partial
 from itertools import pairwise
@@ -56,7 +56,7 @@ def test_any_strategy_moves_what_is_trained_and_nothing_else(name):
         local__learning_rate=0.5,
     )
     for before, after in pairwise(rounds):
-        # Four clients, with 1 to 4 examples, pull to 1 to 4: their mean is half way to 3.
+        # Four clients, with 1 to 4 examples, pull towards 1 to 4: their mean is half way to 3.
         assert after["mean"] == pytest.approx((before["mean"] + 3) / 2)
         assert after["variance"] == pytest.approx((before["variance"] + 3) / 2)
         assert after["count"] == before["count"] + 4
@@ -117,7 +117,7 @@ def test_a_model_comes_back_as_it_was():
     assert other.second.weight is other.first.weight
     statistics = {"running_mean", "running_var", "num_batches_tracked"}
     assert models.buffers(model) == {f"norm.{name}" for name in statistics}
-    record["scale"] = Array(np.float32([3.0]))  # as numbers travel
+    record["scale"] = Array(np.float32([3.0]))  # with a dimension, as in messages
     models.load(other, record)
     assert other.scale.item() == 3.0
     with pytest.raises(RuntimeError, match=r"norm\.bias"):

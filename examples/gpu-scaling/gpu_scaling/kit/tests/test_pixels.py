@@ -78,7 +78,7 @@ def test_numbers_of_32_bits_are_refused_with_the_way_out(kind):
 
 
 def transparent(mode: str, ink: int) -> Image.Image:
-    """Return a square of ink whose shape is in what is transparent, read from a PNG file."""
+    """Return a square on a transparent background, read from a PNG file."""
     image = Image.new("L", (6, 6), ink).convert("RGBA")
     image.putalpha(Image.fromarray(SQUARE))
     flat = np.where(SQUARE > 0, ink, 255 - ink).astype(np.uint8)
@@ -90,7 +90,7 @@ def transparent(mode: str, ink: int) -> Image.Image:
         made = Image.fromarray(np.full((6, 6), ink, np.uint8)).convert("PA")
         made.putalpha(Image.fromarray(SQUARE))
         return made
-    if mode == "P":  # the palette says which colour is transparent
+    if mode == "P":  # one colour of the palette is transparent
         made = Image.fromarray((SQUARE > 0).astype(np.uint8), "L")
         made.putpalette([ink, ink, ink] * 2)
         cell = saved(made, transparency=0)
@@ -125,7 +125,7 @@ def test_half_transparent_ink_is_half_way_to_the_background():
 
 def test_files_are_turned_as_their_exif_orientation_says():
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # a quarter turn
     turned = open_image(saved(Image.fromarray(GREY), exif=exif), 0, "L")
     assert np.asarray(turned).tolist() == np.rot90(GREY, -1).tolist()
 

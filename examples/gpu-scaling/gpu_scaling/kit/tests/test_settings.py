@@ -1,5 +1,5 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""Settings: complete, typed, refused by name where they are wrong."""
+"""Settings are complete and typed; wrong ones are refused by name."""
 
 import re
 from dataclasses import dataclass
@@ -69,6 +69,6 @@ def test_a_missing_key_is_named():
 
 def test_what_may_change_when_a_run_is_resumed():
     assert Config.may_change() == {
-        *("num-server-rounds", "min-replies", "max-update-ratio", "round-timeout"),
+        *("num-server-rounds", "stop-after", "min-replies", "max-update-ratio", "round-timeout"),
         *("output-dir", "resume-from", "waves"),
     }

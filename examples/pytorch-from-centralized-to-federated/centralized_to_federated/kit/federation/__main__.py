@@ -1,9 +1,9 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
 """Run an app on a real federation on this machine: a SuperLink and SuperNodes, over TLS.
 
-Makes a certificate authority, certificates and keys, starts every part, registers the SuperNodes'
-keys, runs the app, follows its log, and takes everything down again. It prints each command, so
-that the same can be done by hand on machines apart.
+The command makes a certificate authority, certificates and keys, starts every part, registers the
+SuperNodes' keys, runs the app, follows its log, and takes everything down again. It prints each
+step as a command, for doing the same by hand on several machines.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from .. import app_folder
 from .federation import NAME, Federation, FederationError, as_run_config, exit_on_signals
 from .releases import RELEASE
 
-COMPLETED, INTERRUPTED = "finished:completed", "interrupted"  # these leave no logs
-OUTPUTS = r"Outputs: (.*)"  # in the run's log
+COMPLETED, INTERRUPTED = "finished:completed", "interrupted"  # after these, logs are not kept
+OUTPUTS = r"Outputs: (.*)"  # line in the run's log
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -34,13 +34,13 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def settings(app: Path, offline: bool, run_config: str) -> dict[str, Any]:
-    """Return what is set differently from pyproject.toml: offline.toml, and what was given."""
+    """Return the changes to pyproject.toml's settings: offline.toml's, and those given."""
     overrides = flatten_dict(load(app / "offline.toml")) if offline else {}
     return overrides | parse_config_args([run_config])
 
 
 def replies_needed(app: Path, changes: dict[str, Any]) -> int:
-    """Return `min-replies`, as it stands in the app's settings; 1 where it has none."""
+    """Return the app's `min-replies`; 1 if it has no such key."""
     declared = load(app / "pyproject.toml")["tool"]["flwr"]["app"].get("config", {})
     config = flatten_dict(declared) | changes
     return int(config.get("min-replies", config.get("strategy.min-replies", 1)))
@@ -50,7 +50,7 @@ def parse(words: list[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
     """Read and check the command line; return it, and the settings that it changes.
 
     Raises:
-        SystemExit: something is wrong with it; one line says what.
+        SystemExit: it is wrong; the text says how, in a line.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m {__package__}",
@@ -100,7 +100,7 @@ def run(federation: Federation, given: argparse.Namespace, changes: dict[str, An
 
 
 def keep(federation: Federation) -> None:
-    """Leave it up until Ctrl-C."""
+    """Leave the federation up until Ctrl-C."""
     more = RELEASE.to_run(federation.app, federation.home("cli"), NAME)
     print(f"Still up, until Ctrl-C. To run more:\n$ {more}", flush=True)
     while True:
@@ -136,7 +136,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def what_is_safe(folder: Path) -> str:
-    """Return which of the rounds of the run that was started last are on disk."""
+    """Return a line on the last round that the last run has saved."""
     logs = sorted(folder.glob("logs/run-*.log"), key=lambda log: log.stat().st_mtime)
     for outputs in re.findall(OUTPUTS, logs[-1].read_text(errors="replace")) if logs else []:
         results = Path(outputs) / "results.json"

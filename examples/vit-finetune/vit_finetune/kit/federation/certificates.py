@@ -58,7 +58,7 @@ def make_certificates(folder: Path, names: Iterable[str] = NAMES) -> None:
 
 
 def make_node_key(path: Path) -> None:
-    """Write a SuperNode's private key to `path`, its public key beside it with `.pub`."""
+    """Write a SuperNode's private key to `path`, and its public key to `path` with `.pub` added."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = ec.generate_private_key(ec.SECP384R1())
     write_private(path, key, serialization.PrivateFormat.OpenSSH)
@@ -70,7 +70,7 @@ def make_node_key(path: Path) -> None:
 
 
 def public_key_path(path: Path) -> Path:
-    """Return where the public key of a private key lies: beside it, with `.pub` added."""
+    """Return the path of the public key that belongs to a private key: `.pub` is added."""
     return path.with_name(f"{path.name}.pub")
 
 

@@ -1,9 +1,9 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
 """`flower-supernode`, with a fault of the pinned release mended; it takes the same options.
 
-A ClientApp whose process was killed sends no more heartbeats, and within a minute the SuperNode is
-meant to answer with an error. Flower 1.25 cannot send that answer ("Start time or end time … is
-missing"): the round lasts until `round-timeout`.
+A ClientApp whose process was killed sends no more heartbeats, and within a minute the SuperNode
+should answer with an error. Flower 1.25 cannot send that answer ("Start time or end time … is
+missing"), so the round lasts until `round-timeout`.
 """
 
 import sys
@@ -16,7 +16,7 @@ Duration = Callable[[object, str], float]
 
 
 def or_zero(duration: Duration) -> Duration:
-    """Return a `get_message_processing_duration` that knows one of what has not ended, too."""
+    """Return a `get_message_processing_duration` that is 0 for a message without an end."""
 
     def duration_or_zero(state: object, message_id: str) -> float:
         try:

@@ -1,0 +1,476 @@
+"""The task.py of an app made from a script: its driver's statements, a function for each part."""
+
+import ast
+import builtins
+import copy
+import re
+from collections.abc import Iterable, Sequence
+
+from script_reader import DATA, EPOCHS, Call, Found
+from syntax import (
+    called,
+    defaults,
+    expression,
+    figure,
+    is_seed,
+    lines,
+    names,
+    noise,
+    parameters,
+    refuse,
+    returned,
+    sliced,
+)
+
+COMMAND_LINES = {"parse_args", "parse_known_args", "parse_args_into_dataclasses"}
+DRAWS = {"random_split", "train_test_split", "shuffle", "permutation", "randperm", "randn", "rand"}
+DRAWS |= {"randint", "choice", "sample", "normal"}
+STEPS = {"step", "set_epoch"}  # what a loop does beside training; and `average.update(model)`
+
+
+class Prefixed(ast.NodeTransformer):
+    """The script's own names, written as `script.name`."""
+
+    def __init__(self, own: set[str], prefix: str = "script") -> None:
+        self.own, self.prefix = own, prefix
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        if node.id not in self.own or not isinstance(node.ctx, ast.Load):
+            return node
+        return ast.Attribute(ast.Name(self.prefix, ast.Load()), node.id, ast.Load())
+
+
+class Task:
+    """The functions of task.py.
+
+    Args:
+        found: the script's training.
+        package: the app's.
+    """
+
+    def __init__(self, found: Found, package: str) -> None:
+        self.found, self.script, self.package = found, found.script, package
+        self.model = found.model
+        self.train_data = self.parameter(found.train_data, "train_data")
+        self.test_data = self.parameter(found.test_data, "test_data")
+        if self.test_data == self.train_data:
+            self.test_data = "test_data"
+        self.data = {self.train_data, self.test_data}
+        self.fresh = self.fresh_names()
+        self.marks = self.marked()
+        self.has_epochs = False
+        self.trained: tuple[str, list[str]] | None = None
+        self.calls = [ast.unparse(call.node) for call in (found.call, found.test)]
+        self.check_globals()
+        self.prepare()
+
+    def fresh_names(self) -> dict[str, str]:
+        """Return our own names in task.py, none of which is one of the script's."""
+        found = self.found
+        body = [*found.before, found.statement, *found.after, ast.Expr(found.test.node)]
+        taken = names(body) | names(body, ast.Store) | {self.model} | self.data
+        taken -= self.script.globals - names(body, ast.Store)
+        ours = ("config", "seed", "settings", "glue", "script", "trained")
+        return {name: f"own_{name}" if name in taken else name for name in ours}
+
+    @staticmethod
+    def parameter(value: ast.expr, otherwise: str) -> str:
+        return value.id if isinstance(value, ast.Name) else otherwise
+
+    def check_globals(self) -> None:
+        """Refuse functions that need what is bound only where the file is run by itself."""
+        block = names(self.script.block, ast.Store)
+        for function in filter(None, (self.found.call.function, self.found.test.function)):
+            own = names(function, ast.Store) | {*parameters(function)} | self.script.globals
+            for name in sorted((names(function) - own) & block):
+                refuse(
+                    f"{function.name}() uses {name!r}, which is bound only under `if __name__ == "
+                    f'"__main__":`: give it to the function as a parameter, or bind it above'
+                )
+        for statement in self.script.loose:
+            if any(name in COMMAND_LINES for _, name in called(statement)):
+                refuse(
+                    f"{lines(statement)} reads the command line when the file is imported, and a "
+                    "client's is another: read it in main(), or in a function that main() calls"
+                )
+
+    def marked(self) -> str:
+        """Return where the script's own training is, for centralised.py."""
+        found = self.found
+        if found.alone:
+            return "None"
+        position = (found.statement.lineno, found.statement.end_lineno)
+        found.left_out = self.unneeded()
+        aside = [(s.lineno, s.end_lineno) for s in found.left_out]
+        names_of = {"model": self.model, "data": ast.unparse(found.train_data)}
+        return repr({"lines": position, "aside": aside} | names_of)
+
+    def unneeded(self) -> list[ast.stmt]:
+        """Return what a loop over epochs does that changes nothing that is trained."""
+        loop = self.found.statement
+        if not isinstance(loop, ast.For):
+            return []
+        kept = [s for s in loop.body if self.essential(s)]
+        while True:
+            needed = names(kept)
+            more = [s for s in loop.body if s not in kept and names(s, ast.Store) & needed]
+            if not more:
+                break
+            kept += more
+        return [s for s in loop.body if s not in kept]
+
+    def essential(self, statement: ast.stmt) -> bool:
+        if any(node is self.found.call.node for node in ast.walk(statement)):
+            return True
+        for node, name in called(statement):
+            of_model = name.startswith("update") and self.model in names(node)
+            if isinstance(node.func, ast.Attribute) and (name in STEPS or of_model):
+                return not noise(statement)
+        return False
+
+    def prepare(self) -> None:
+        """Find the statements of each function, and those that more than one has."""
+        found, before = self.found, self.found.before
+        evaluation = self.test_call(found.test)
+        training = self.train_statement()
+        later = [s for s in found.after if s.lineno < getattr(evaluation, "lineno", 0)]
+        held = {self.model} | self.data
+        needs = {
+            "build": sliced(before, {self.model}),
+            "data": sliced(
+                before, names([found.train_data, found.test_data]), {self.model}, seeds=True
+            ),
+            "train": self.without_data(before, names(training), held),
+            "evaluate": self.without_data(before + later, names(evaluation), held),
+        }
+        self.set_epochs(needs["train"] + [training])
+        shared = self.shared(needs, held)
+        self.settings = [s for s in before if s in shared]
+        self.bodies = {
+            kind: [s for s in body if s not in shared or is_seed(s)] for kind, body in needs.items()
+        }
+        self.training, self.evaluation = training, evaluation
+        lacks = names(self.bodies["evaluate"]) - names(self.bodies["evaluate"], ast.Store)
+        if self.train_data in lacks - {self.test_data}:  # of a trainer that is made for both
+            fetch = self.own(f"{self.train_data}, _ = data(config)")
+            self.bodies["evaluate"] = fetch + self.bodies["evaluate"]
+        rest = {
+            "build": [ast.Expr(ast.Name(self.model, ast.Load()))],
+            "data": [ast.Expr(found.train_data), ast.Expr(found.test_data)],
+            "train": [training],
+            "evaluate": [ast.Expr(evaluation)],
+        }
+        given = {
+            "build": set(),
+            "data": set(),
+            "train": held,
+            "evaluate": {self.model, self.test_data},
+        }
+        bound = names(self.settings, ast.Store)
+        self.handed: dict[str, list[str]] = {}
+        for kind, body in self.bodies.items():
+            needed = names(body + rest[kind])
+            self.handed[kind] = sorted(needed & bound - given[kind])
+            made = names(body, ast.Store) | bound | given[kind] | names(rest[kind], ast.Store)
+            self.check_bound(needed - made)
+        self.returned = sorted({name for handed in self.handed.values() for name in handed})
+
+    def without_data(
+        self, before: Sequence[ast.stmt], wanted: set[str], held: set[str]
+    ) -> list[ast.stmt]:
+        """Return the statements that names are made by, once model and data are there."""
+        inner = [s for s in before if not names(s, ast.Store) & {self.model}]
+        inner = [s for s in inner if not names(s, ast.Store) or names(s, ast.Store) - self.data]
+        return sliced(inner, wanted - held, set())
+
+    def shared(self, needs: dict[str, list[ast.stmt]], held: set[str]) -> list[ast.stmt]:
+        """Return the statements of more than one function, which depend on no client's data.
+
+        What trains is made anew each time: it counts its epochs.
+        """
+        tainted: set[int] = set()
+        for kind in ("train", "evaluate"):
+            known = set(held)
+            for statement in needs[kind]:
+                if names(statement) & known or self.script.trainers([statement]):
+                    tainted.add(id(statement))
+                    known |= names(statement, ast.Store)
+        every = [s for body in needs.values() for s in body]
+        found = [s for s in every if every.count(s) > 1 and id(s) not in tainted]
+        # Nothing shared may need what is not.
+        while True:
+            free = names(found) & names([s for s in every if s not in found], ast.Store) - names(
+                found, ast.Store
+            )
+            worse = [s for s in found if names(s) & free]
+            if not worse:
+                break
+            found = [s for s in found if s not in worse]
+        made = names(found, ast.Store) | self.script.globals
+        if any(map(DATA.search, names(found, ast.Store))):  # drawn as the script draws it
+            found += [s for s in needs["data"] if is_seed(s) and not names(s) - made]
+        return found
+
+    def check_bound(self, missing: set[str]) -> None:
+        made = names(self.found.before, ast.Store) & missing - self.script.globals
+        for name in sorted(made - set(dir(builtins))):
+            statement = next(s for s in self.found.before if name in names(s, ast.Store))
+            refuse(
+                f"{name!r} is made together with the model ({lines(statement)}): make it apart, "
+                "from the model that is there, so that a client can make it for its own"
+            )
+
+    def train_statement(self) -> ast.stmt:
+        """Return what trains, with the client's data, and with its result kept."""
+        found, call = self.found, self.found.call
+        replace(call, found.train_data, self.train_data)
+        for argument in call.arguments:
+            if ast.unparse(argument.value) == ast.unparse(found.test_data):
+                replace(call, argument.value, self.test_data)
+        statement = found.statement
+        if isinstance(statement, ast.For):
+            kept = [s for s in statement.body if s not in found.left_out]
+            statement = ast.For(statement.target, statement.iter, kept, [], lineno=statement.lineno)
+            if isinstance(statement.iter, ast.Call):
+                inner = next((n for n, name in called(statement.iter) if name == "range"), None)
+                if inner is not None:
+                    self.has_epochs = True
+                    passes = expression(self.ours("glue.passes(_, config.local_epochs)"))
+                    passes.args[0] = inner
+                    statement.iter = passes
+            statement.body = [self.kept_result(s) for s in kept]
+            return statement
+        return self.kept_result(statement)
+
+    def kept_result(self, statement: ast.stmt) -> ast.stmt:
+        """Return a statement with the result of the training under a name."""
+        call = self.found.call
+        value = getattr(statement, "value", None)
+        if value is not call.node:
+            return statement
+        if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+            target = statement.targets[0]
+            parts = target.elts if isinstance(target, ast.Tuple) else [target]
+            self.trained = (ast.unparse(target), [figure(part) for part in parts])
+        elif isinstance(statement, ast.Expr):
+            named = returned(call.function) if call.function else []
+            if named is None or call.name == "fit":
+                return statement
+            self.trained = (self.fresh["trained"], named)
+            return ast.Assign([ast.Name(self.fresh["trained"], ast.Store())], call.node, lineno=0)
+        return statement
+
+    def test_call(self, call: Call) -> ast.Call:
+        """Return the call that tests, with the client's data and model."""
+        replace(call, self.found.test_data, self.test_data)
+        given = {argument.parameter for argument in call.arguments}
+        if call.name in ("test", "validate") and not call.function and "model" not in given:
+            call.node.keywords.append(ast.keyword("model", ast.Name(self.model, ast.Load())))
+        return call.node
+
+    def set_epochs(self, body: list[ast.stmt]) -> None:
+        """Put `local-epochs` where the script says how many."""
+        call = self.found.call
+        given = {id(a.value): a for a in call.arguments if a.parameter in EPOCHS}
+        for node, _ in (each for s in body for each in called(s)):
+            for i, value in enumerate(node.args):
+                if id(value) in given:
+                    node.args[i] = self.epochs(value)
+            for keyword in node.keywords:
+                if keyword.arg in EPOCHS:
+                    keyword.value = self.epochs(keyword.value)
+        if call.function and not given:
+            own = defaults(call.function)
+            for name in EPOCHS & own.keys():
+                call.node.keywords.append(ast.keyword(name, self.epochs(own[name])))
+
+    def epochs(self, own: ast.expr) -> ast.expr:
+        self.has_epochs = True
+        return ast.BoolOp(ast.Or(), [expression(self.ours("config.local_epochs")), own])
+
+    # Text -------------------------------------------------------------------------------------
+
+    @property
+    def reads_command_line(self) -> bool:
+        return any(name in COMMAND_LINES for _, name in called(self.script.tree)) or any(
+            name in COMMAND_LINES for t in self.script.modules.values() for _, name in called(t)
+        )
+
+    def reads(self, body: Iterable[ast.stmt]) -> bool:
+        """Tell whether statements read the command line, or call a function that does."""
+        for _, name in (each for s in body for each in called(s)):
+            function = self.script.functions.get(name)
+            if name in COMMAND_LINES or (
+                function and any(inner in COMMAND_LINES for _, inner in called(function))
+            ):
+                return True
+        return False
+
+    def text(self) -> str:
+        """Return task.py."""
+        train_data, test_data, model = self.train_data, self.test_data, self.model
+        functions = []
+        if self.settings:
+            drawn = any(map(DATA.search, names(self.settings, ast.Store)))
+            cached = "@cache\n" if drawn else ""
+            functions.append(
+                self.function(
+                    f"{cached}def settings(config: Config) -> tuple[Any, ...]:",
+                    "Return what more than one of the others needs.",
+                    [*self.own("glue.reseed(config.seed)" if drawn else ""), *self.settings],
+                    ", ".join(self.returned) + ("," if len(self.returned) == 1 else ""),
+                )
+            )
+        reseed = self.own("glue.reseed(config.seed)")
+        functions.append(
+            self.function(
+                "def build(config: Config) -> nn.Module:",
+                "Return a new model.",
+                [*self.fetched("build"), *reseed, *self.bodies["build"]],
+                model,
+            )
+        )
+        functions.append(
+            self.function(
+                "@cache\ndef data(config: Config) -> tuple[Any, Any]:",
+                "Return all training data and test data, each a DataLoader or a Dataset.",
+                [*self.fetched("data"), *reseed, *self.bodies["data"]],
+                ast.Tuple([self.found.train_data, self.found.test_data], ast.Load()),
+            )
+        )
+        result = "{}"
+        if self.trained:
+            value, figures = self.trained
+            result = self.ours(f"glue.figures({', '.join([value, *map(repr, figures)])})")
+        # The random numbers begin with the training itself, as centralised.py has it.
+        functions.append(
+            self.function(
+                f"def train(config: Config, seed: int, {model}: nn.Module, {train_data}: Any, "
+                f"{test_data}: Any) -> tuple[nn.Module, dict[str, float]]:",
+                "Train the model, and return it with figures such as the loss.",
+                [
+                    *self.fetched("train"),
+                    *self.bodies["train"],
+                    *self.own("glue.reseed(seed)"),
+                    self.training,
+                ],
+                f"{model}, {result}",
+                {model} | self.data,
+            )
+        )
+        test = self.found.test
+        figures = returned(test.function) if test.function else []
+        call = expression(
+            self.ours("glue.printed(lambda: _)" if figures is None else "glue.figures(_)")
+        )
+        call.args = [self.evaluation, *map(ast.Constant, figures or ())]
+        if figures is None:
+            call.args[0] = ast.Lambda(
+                ast.parse("lambda: 0", mode="eval").body.args, self.evaluation
+            )
+        functions.append(
+            self.function(
+                f"def evaluate(config: Config, {model}: nn.Module, {test_data}: Any) "
+                "-> dict[str, float]:",
+                "Test the model and return its figures.",
+                [*self.fetched("evaluate"), *self.bodies["evaluate"]],
+                call,
+                {model, test_data},
+            )
+        )
+        return self.head("sys.argv" in "".join(functions)) + "\n\n".join(functions)
+
+    def head(self, command_line: bool) -> str:
+        """Return what comes before the functions."""
+        name = self.script.path.stem
+        imports = "import shlex\nimport sys\n" if command_line else ""
+        script = self.ours(f"from {self.package}.own import {name} as script")
+        if any(inner in DRAWS for s in self.script.loose for _, inner in called(s)):
+            why = "# what the script draws when imported is the same everywhere"
+            script = f"\n{self.ours('glue.reseed(42)')}  {why}\n{script}  # noqa: E402"
+        glue = self.ours("glue")
+        glue = "glue" if glue == "glue" else f"glue as {glue}"
+        return (
+            f'"""The project, for a federation: what {name}.py does, in parts. Plain PyTorch.\n\n'
+            f"`{self.ours('script')}` is {name}.py itself; names and arguments are its own. Change "
+            'here what a client\nhands to it.\n"""\n\n'
+            f"{imports}from functools import cache\nfrom typing import Any\n\n"
+            f"from torch import nn\n\nfrom {self.package} import {glue}\n"
+            f"from {self.package}.config import Config\n{script}\n\n"
+            "# Where the script's own training is, for centralised.py.\n"
+            f"TRAINING: dict[str, Any] | None = {self.marks}\n\n\n"
+        )
+
+    def ours(self, text: str) -> str:
+        """Return text with our names as they are in this task.py."""
+        pattern = rf"(?<![.\w])({'|'.join(self.fresh)})\b"
+        return re.sub(pattern, lambda match: self.fresh[match[0]], text)
+
+    @staticmethod
+    def unparsed(node: ast.AST, prefixed: Prefixed) -> str:
+        return ast.unparse(ast.fix_missing_locations(prefixed.visit(copy.deepcopy(node))))
+
+    def own(self, line: str) -> list[ast.stmt]:
+        """Return a line of ours as statements."""
+        return ast.parse(self.ours(line)).body
+
+    def fetched(self, kind: str) -> list[ast.stmt]:
+        """Return what gets a function the settings that it needs."""
+        needed = self.handed[kind]
+        unpacked = ", ".join(name if name in needed else "_" for name in self.returned)
+        comma = "," if len(self.returned) == 1 else ""
+        return self.own(f"{unpacked}{comma} = settings(config)") if needed else []
+
+    def function(
+        self,
+        signature: str,
+        explanation: str,
+        body: list[ast.stmt],
+        result: str | ast.expr,
+        given: set[str] = frozenset(),
+    ) -> str:
+        """Return a function as text, with the script's names as `script.name`."""
+        if self.reads(body):
+            body = [
+                *self.own("sys.argv = [script.__file__, *shlex.split(config.arguments)]"),
+                *body,
+            ]
+        local = names(body, ast.Store) | given | {*self.fresh.values(), "data", "shlex", "sys"}
+        prefixed = Prefixed(self.script.globals - local, self.fresh["script"])
+        value = expression(result) if isinstance(result, str) else result
+        texts = [self.unparsed(each, prefixed) for each in [*body, ast.Return(value)]]
+        texts[-1] = re.sub(r"^return \((.*)\)$", r"return \1", texts[-1])
+        lines = "\n".join([f'"""{explanation}"""', *texts]).split("\n")
+        return "\n".join([self.ours(signature), *(f"    {line}" for line in lines), ""])
+
+    def told(self) -> list[str]:
+        """Return what was found, a line each."""
+        found = self.found
+        named = returned(found.test.function) if found.test.function else []
+        figures = "by what it prints" if named is None else ", ".join(named) or "its dict"
+        said = [
+            f"model  {self.model}" + ("" if found.alone else f", made {found.place}"),
+            f"train  {self.calls[0]}",
+            f"data   {ast.unparse(found.train_data)}, tested on {ast.unparse(found.test_data)}",
+            f"test   {self.calls[1]}: {figures}",
+        ]
+        if found.earlier:
+            what = ", ".join(lines(s) for s in found.earlier)
+            said.append(f"left out, for it trains or tests before: {what}")
+        if found.left_out:
+            what = ", ".join(lines(s) for s in found.left_out)
+            said.append(f"left out of a client's loop, for they train nothing: {what}")
+        if not self.has_epochs:
+            said.append("local-epochs is no setting: the script alone says how many it trains")
+        return said
+
+
+def replace(call: Call, old: ast.expr, name: str) -> None:
+    """Put a name in the place of an argument."""
+    new = ast.Name(name, ast.Load())
+    for argument in call.arguments:
+        if argument.value is old or ast.unparse(argument.value) == ast.unparse(old):
+            node = argument.call
+            node.args = [new if v is argument.value else v for v in node.args]
+            for keyword in node.keywords:
+                keyword.value = new if keyword.value is argument.value else keyword.value
