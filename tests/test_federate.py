@@ -8,12 +8,15 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from federate import TEMPLATE
 from on_this_machine import BIN, results
 from repository import ROOT, flatten, flower_settings
 from script_reader import Script
 from syntax import CannotBeConverted
 from task_writer import Task
 from test_kit import files
+
+from kit.settings import Settings
 
 SCRIPTS = ROOT / "tests" / "scripts"
 SAME = "The same weights, bit for bit"
@@ -86,6 +89,11 @@ def test_app_passes_its_own_tests_and_runs_by_flower(tmp_path):
         "They part at step 1, in conv1.weight: there the script's optimizer has lr = 1.0, not 0.5"
     )
     assert where in done.stdout
+
+
+def test_app_has_every_key_that_the_kit_needs():
+    keys = flatten(flower_settings(TEMPLATE)["app"]["config"])
+    assert not {name for _, name in Settings.declared()} - keys.keys()
 
 
 @pytest.mark.thorough
