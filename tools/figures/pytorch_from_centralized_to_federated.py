@@ -3,7 +3,6 @@
 import ast
 from pathlib import Path
 from statistics import mean
-from textwrap import dedent
 
 from matplotlib.figure import Figure
 from measured import offline_on_digits, result, table, taken
@@ -63,11 +62,11 @@ def addition_block() -> str:
 
 def code_block() -> str:
     """Show the centralised training beside what a client does, both as the files have it."""
-    central = function(PACKAGE.parent / "cifar.py", "main").split("parse_args()")[1]
+    central = function(PACKAGE.parent / "cifar.py", "centralised")
     client = function(PACKAGE / "client_app.py", "train")
     server = function(PACKAGE / "server_app.py", "main")
     return (
-        f"The project as it was, `cifar.py`:\n\n```python\n{dedent(central).strip()}\n```\n\n"
+        f"The project as it was, `cifar.py`:\n\n```python\n{central}\n```\n\n"
         f"The same training as one client's part of a round, `client_app.py`:\n\n"
         f"```python\n{client}\n```\n\nAnd the server, `server_app.py`:\n\n"
         f"```python\n{server}\n```"
