@@ -72,7 +72,7 @@ plan: ## say what a round will cost: make plan CLIENTS=100000 DRAWN=100 MODEL_MB
 check-gpu: $(INSTALLED) ## run what needs a GPU, and write its figures to results/; says so where there is none
 	@for script in benchmarks/*_gpu.py; do $(BIN)/python $$script || exit 1; done
 
-results: $(INSTALLED) ## rewrite the README tables and plots from results/*.json
+results: $(INSTALLED) ## rewrite the tables and plots of all pages from results/*.json
 	@$(BIN)/python tools/results.py
 
 lock: $(INSTALLED) ## resolve every version anew into constraints.txt

@@ -157,7 +157,7 @@ def main() -> None:
                 "plain, 2 threads": lambda: measure_plain(arguments.dataset, arguments.rounds, 2),
                 "example": lambda: measure_app(APP, config | {"wandb.mode": "disabled"}),
                 "straightforward": lambda: measure_app(
-                    ROOT / "benchmarks" / "straightforward_pytorch", config
+                    ROOT / "benchmarks" / "rivals" / "straightforward_pytorch", config
                 ),
             }.items():
                 taken = measure()

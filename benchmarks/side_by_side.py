@@ -31,7 +31,7 @@ from common import ONE_CPU, ROOT, SEED, declared_config, default_dataset, measur
 from repository import as_run_config, load_toml
 from watch import Memory
 
-HERE = ROOT / "benchmarks"
+RIVALS = ROOT / "benchmarks" / "rivals"
 WAYS = ("plain", "example", "straightforward", "other")
 OTHER, OTHER_NAME = "nvflare==2.9.0", "NVIDIA FLARE"
 PFL = "pfl[pytorch]==0.6.0"
@@ -74,7 +74,7 @@ def vit_finetune(folder: Path) -> Job:
     }
     rival = same(config, "dataset", "test-fraction", "fraction-train", "fraction-evaluate")
     rival |= same(config, "local-epochs", "batch-size", "seed") | {"weights": weights}
-    return Job(app, 20, config, (HERE / "straightforward_vit", rival))
+    return Job(app, 20, config, (RIVALS / "straightforward_vit", rival))
 
 
 def advanced_pytorch(folder: Path) -> Job:
@@ -86,7 +86,7 @@ def advanced_pytorch(folder: Path) -> Job:
     }
     rival = same(config, "dataset", "dirichlet-alpha", "test-fraction", "fraction-train")
     rival |= same(config, "fraction-evaluate", "batch-size", "learning-rate", "momentum", "seed")
-    return Job(app, 50, config, (HERE / "straightforward_pytorch", rival))
+    return Job(app, 50, config, (RIVALS / "straightforward_pytorch", rival))
 
 
 def centralized_to_federated(folder: Path) -> Job:
@@ -97,7 +97,7 @@ def centralized_to_federated(folder: Path) -> Job:
         "num-server-rounds": 10,
     }
     rival = same(config, "fraction-train", "fraction-evaluate") | cifar(config)
-    return Job(app, 10, config, (HERE / "straightforward_pytorch", rival), other=True)
+    return Job(app, 10, config, (RIVALS / "straightforward_pytorch", rival), other=True)
 
 
 def flowertune_llm(folder: Path) -> Job:
@@ -127,7 +127,7 @@ def flowertune_llm(folder: Path) -> Job:
         "learning-rate-max": config["train.learning-rate-max"],
         "learning-rate-min": config["train.learning-rate-min"],
     }
-    return Job(app, 20, config, (HERE / "straightforward_llm", rival))
+    return Job(app, 20, config, (RIVALS / "straightforward_llm", rival))
 
 
 def gpu_scaling(folder: Path) -> Job:
@@ -140,7 +140,7 @@ def gpu_scaling(folder: Path) -> Job:
         "fraction-train": config["clients-to-train"] / clients,
         "fraction-evaluate": config["clients-to-evaluate"] / clients,
     }
-    return Job(app, clients, config, (HERE / "straightforward_pytorch", shares | cifar(config)))
+    return Job(app, clients, config, (RIVALS / "straightforward_pytorch", shares | cifar(config)))
 
 
 def population(folder: Path) -> Job:
@@ -194,17 +194,17 @@ def command(job: Job, way: str, python: Path, folder: Path) -> list[str]:
             ONE_CPU,
         ]
         words += ["--run-config", as_run_config(changes)]
-        return [str(word) for word in (python, HERE / "ways" / "flower.py", *words)]
+        return [str(word) for word in (python, RIVALS / "flower.py", *words)]
     file = folder / "asked.json"
     asked = {"job": job.app.name, "clients": job.clients, "config": job.config}
     file.write_text(json.dumps(asked))
     if way == "plain":
-        return [str(python), str(HERE / "ways" / "plain.py"), str(file)]
+        return [str(python), str(RIVALS / "plain.py"), str(file)]
     if way in PFL_WAYS:
         words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
         words = [*words, str(PFL_WAYS[way])] if PFL_WAYS[way] > 1 else []
-        return [str(python), *words, str(HERE / "ways" / "pfl_research.py"), str(file)]
-    return [str(python), str(HERE / "ways" / "flare.py"), str(file), str(folder / "flare")]
+        return [str(python), *words, str(RIVALS / "pfl_research.py"), str(file)]
+    return [str(python), str(RIVALS / "flare.py"), str(file), str(folder / "flare")]
 
 
 def run(words: list[str], job: Job, folder: Path) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def test_one_flwr_pin():
         [line] = re.findall(r'"(flwr\[simulation\]==[^"]+)"', path.read_text())
         return line
 
-    pins = {pin(path) for path in [ROOT / "pyproject.toml", *ROOT.glob("*/*/pyproject.toml")]}
+    pins = {pin(path) for path in [ROOT / "pyproject.toml", *ROOT.glob("[!.]*/**/pyproject.toml")]}
     assert len(pins) == 1
     [version] = pins
     locked = re.findall(r"^flwr==.*$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)

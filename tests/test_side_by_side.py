@@ -41,7 +41,7 @@ def test_plain_loop_learns(tmp_path):
     asked = tmp_path / "asked.json"
     asked.write_text(json.dumps({"job": app.name, "clients": 2, "config": config}))
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "ways" / "plain.py", asked],
+        [sys.executable, ROOT / "benchmarks" / "rivals" / "plain.py", asked],
         env=os.environ | {"PYTHONPATH": str(app)},
         stdout=subprocess.PIPE,
         check=True,
@@ -54,7 +54,7 @@ def test_plain_loop_learns(tmp_path):
 
 def test_plain_loops_do_without_flower():
     """They are installed without it; so what they import of the examples must not need it."""
-    loops = ast.parse((ROOT / "benchmarks" / "ways" / "plain.py").read_text())
+    loops = ast.parse((ROOT / "benchmarks" / "rivals" / "plain.py").read_text())
     imports = [node for node in ast.walk(loops) if isinstance(node, ast.ImportFrom)]
     lines = [
         "import sys",

@@ -23,7 +23,7 @@ NAME = r"[a-z][a-z0-9]*(-[a-z0-9]+)*"
 LONGEST = 32  # newer Flower refuses longer names
 PUBLISHER = "your-name"
 FIRST_SECTION = "\n## Run it\n"  # before it: what we teach and measured
-PAGES = ("running", "deployment", "scaling", "troubleshooting", "newest-flwr")  # in docs/
+PAGES = ("running", "exam", "deployment", "scaling", "troubleshooting", "newest-flwr")  # in docs/
 # What speaks of this repository: its other folders, its commands, its figures.
 OURS = r"repository|`make |^make |&& make |\.\./examples/|benchmarks/|tools/|RESULTS\.md|_static/|"
 OURS += r"\*Measured|CONTRIBUTING|tests/test_|compose|containers?\b"
@@ -117,7 +117,10 @@ def own_prose(text: str) -> str:
 def own_docs(rename: Callable[[str], str], example: str, name: str) -> dict[str, str]:
     """Return the pages of docs/ as those of an app: each example in them stands for the app."""
     package = name.replace("-", "_")
-    stand_ins = {r"examples/[\w-]+": ".", r"python -m kit\.": f"python -m {package}.kit."}
+    stand_ins = {
+        r"examples/[\w-]+": ".",
+        r"python -m (kit|my_app\.kit)\.": f"python -m {package}.kit.",
+    }
     for other in example_names():
         if other != example:
             stand_ins[rf"\b{other}\b"] = name

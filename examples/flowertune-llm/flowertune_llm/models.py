@@ -252,7 +252,7 @@ def add_adapter(model: torch.nn.Module, config: Config) -> PeftModel:
                 raise ValueError(f"it has no {name}")
     except (ValueError, re.error) as error:
         raise RuntimeError(
-            f"model.lora.peft-lora-r = {config.lora_r} with target-modules = "
+            f"model.lora.peft-lora-r = {config.lora_r} with model.lora.target-modules = "
             f"'{config.target_modules}' does not fit {config.model_name}: "
             f"{str(error).splitlines()[0]}"
         ) from None

@@ -82,7 +82,7 @@ def four_terminals(app: Path, folder: Path) -> bool:
     """Run the commands of the README's Deploy section; False if Flower lost a message.
 
     Flower 1.25 loses a message that a SuperNode fetches during its upload, and the round then waits
-    for a reply that never comes: see the README's Troubleshooting.
+    for a reply that never comes: see docs/troubleshooting.md.
     """
     *parts, start = commands_of_the_readme("Deploy")
     assert [words[0] for words in parts] == ["flower-superlink", *["flower-supernode"] * 2]

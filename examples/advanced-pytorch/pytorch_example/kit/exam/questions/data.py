@@ -142,7 +142,9 @@ def cache(exam: Exam) -> Verdict:
         return failed(text, "a second run must do with what the first has cached")
     makers = sorted(cold.calls - warm.calls)
     if not makers:
-        return not_asked("arrays that are kept on disk between runs")
+        kept = sum(path.is_file() for path in (folder / "old").rglob("*"))
+        where = f"; what makes the {kept} files in the cache runs in another process" * bool(kept)
+        return not_asked(f"arrays that are kept on disk between runs{where}")
     tried = []
     for file in sorted({file for file, _ in makers}):
         names = [name for maker, name in makers if maker == file and can_change(exam, file, name)]

@@ -52,6 +52,8 @@ def settings(exam: Exam) -> Verdict:
             problems.append(f"{key} = {value!r} ends in {error[:150]}, which does not name it")
         elif not error and case.until == "reply":
             problems.append(f"{key} = {value!r} is accepted")
+        elif run.error and not run.replies and run.outputs:
+            problems.append(f"{key} = {value!r} is refused after files were written")
     told = f"{len(cases)} wrong values of {len(app.defaults)} keys: {refused} refused"
     if problems:
         way_out = (
