@@ -48,14 +48,14 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def prepare(context: Context) -> tuple[Config, Source, int]:
-    """Return the settings, where the data is (on this machine by now), and whose part it is."""
+    """Return settings, data (on this machine by now) and partition."""
     config, partition = Config.from_run_config(context.run_config), partition_id(context)
     source = config.source(int(context.node_config["num-partitions"]))
     return config, source.prepare(), partition
 
 
 def run(context: Context, step: Callable[..., Any], *args: Any) -> Any:
-    """Run a step where the settings say; an error names the partition."""
+    """Run a step by the executor of the settings; an error names the partition."""
     config, perform = Config.from_run_config(context.run_config), steps.here
     perform = make(config, context.run_id).run  # executors
     try:

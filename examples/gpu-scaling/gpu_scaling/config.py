@@ -69,7 +69,7 @@ class Config(Settings):
             )
 
     def source(self, num_partitions: int = 0) -> Source:
-        """Return the data that the settings name, in as many parts as there are clients."""
+        """Return the dataset of the settings, in a part for each client."""
         return Source(
             self.dataset,
             num_partitions,
@@ -85,7 +85,7 @@ class Config(Settings):
 
     @property
     def training(self) -> Training:
-        """How a client trains."""
+        """Settings of a client's training."""
         return Training(
             self.local_epochs, self.batch_size, self.learning_rate, self.momentum, self.threads
         )

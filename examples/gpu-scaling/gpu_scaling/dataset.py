@@ -23,7 +23,7 @@ from gpu_scaling.executors import Spawn  # executors
 
 IMAGE_SIZE, CHANNELS = 32, 3
 DEFAULT_FOLDER = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "flower-examples/gpu-scaling")
-SPLITS = ("test", "train")  # labels of both are looked at before an image is decoded
+SPLITS = ("test", "train")  # labels of both splits are checked before an image is decoded
 
 
 class Examples(NamedTuple):
@@ -60,7 +60,7 @@ class Source:
     examples_per_client: int = 0
 
     def prepare(self) -> "Source":
-        """Write the files that are not there yet; other processes wait for the first.
+        """Write missing files; other processes wait for the first.
 
         Raises:
             RuntimeError: the data cannot be reached, is not what the network takes, or cannot be
@@ -71,9 +71,9 @@ class Source:
                 continue
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_suffix(".lock")):
-                if not folder.is_dir():  # nobody was faster
+                if not folder.is_dir():  # no other process was faster
                     run = write
-                    # What it imports and decodes ends with a process of its own.
+                    # Its imports and images go with a process of its own.
                     run = partial(Spawn().run, write)  # executors
                     run(self, make, folder)
         images = len(read(self.images, "train-labels"))
@@ -93,7 +93,7 @@ class Source:
 
     @cached_property
     def rows(self) -> Path:
-        """The folder of which rows are whose."""
+        """The folder of the rows of each client."""
         settings = asdict(self) | {"dataset": "", "cache_dir": ""}
         if self.partitioning != "dirichlet":
             settings |= {"dirichlet_alpha": 0.0, "min_partition_size": 0}
@@ -103,7 +103,7 @@ class Source:
 
     @property
     def drawn(self) -> bool:
-        """Tell whether each client draws its own examples, and shares them with others."""
+        """Tell whether clients draw examples, each for itself, and share them."""
         return self.examples_per_client > 0
 
     @property
@@ -112,7 +112,7 @@ class Source:
 
     @property
     def remarks(self) -> list[str]:
-        """What a user should know of the images, those left out for instance."""
+        """Remarks on the images for the user, on those left out for instance."""
         return json.loads((self.images / "remarks.json").read_text())
 
     def load(self, split: str, partition: int | None = None) -> Examples:
@@ -141,7 +141,7 @@ def digest(*values: object) -> str:
 
 @cache
 def code() -> list[str]:
-    """Return what decides, beside the files of a dataset, which pixels they give."""
+    """Return the source code that decides which pixels the files of a dataset give."""
     package = Path(__file__).parent
     names = (
         "dataset.py",
@@ -156,7 +156,7 @@ def code() -> list[str]:
 
 
 def changes(folder: Path) -> list[tuple[str, int, int]]:
-    """Return what tells one state of a local dataset from another; nothing for a Hub name."""
+    """Return names, sizes and times of a local dataset's files; nothing for a Hub name."""
     if not folder.is_dir():
         return []
     paths = sorted(path for path in folder.resolve().rglob("*") if path.is_file())

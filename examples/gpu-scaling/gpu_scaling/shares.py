@@ -1,4 +1,4 @@
-"""Which rows of a dataset are whose: divided, by a column's values, or drawn by each client."""
+"""Rows of each client: divided, by a column's values, or drawn by the client."""
 
 import numpy as np
 

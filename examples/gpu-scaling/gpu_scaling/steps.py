@@ -1,4 +1,4 @@
-"""What a client has done on the device: NumPy arrays in, NumPy arrays out, all else given back.
+"""Steps of a client on the device: NumPy arrays in, NumPy arrays out, all else given back.
 
 An executor runs these functions, perhaps in another process. Only there is PyTorch imported, and
 only there do the model and the data go to the device.
@@ -81,7 +81,7 @@ def evaluate(
 
 
 def warm_up() -> None:
-    """Train once, on nothing: forks then share what PyTorch sets up at a process's first step."""
+    """Train once, on zeros: forks then share PyTorch's set-up of a first step."""
     import torch
 
     from gpu_scaling import task

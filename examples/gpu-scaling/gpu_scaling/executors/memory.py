@@ -1,4 +1,4 @@
-"""Memory of the device: what is free, what a step takes, how many workers that allows. In bytes."""
+"""Memory of the device in bytes: free, taken by a step, and the number of workers that fit."""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ LIBC = ctypes.CDLL(None)
 
 
 class Room(NamedTuple):
-    """The device before any worker was there."""
+    """The device before the first worker."""
 
     free: int
     total: int
@@ -21,11 +21,11 @@ class Room(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """What a worker found after a step."""
+    """Memory that a worker found after a step."""
 
-    peak: int  # its own at most: PyTorch's on CUDA, the process's on the CPU
+    peak: int  # at its peak: PyTorch's on CUDA, the process's on the CPU
     now: int
-    free: int  # of the device, with all that is there
+    free: int  # of the whole device
     short: bool  # the step ran out of memory
 
 
@@ -62,7 +62,7 @@ class Sizing:
 
     @property
     def fraction(self) -> float | None:
-        """The part of the whole device memory that PyTorch may take in one worker."""
+        """The share of device memory that PyTorch may take in one worker."""
         if not self.room.context:
             return None
         return min(1.0, max(0.001, (self.share_of_each - self.overhead) / self.room.total))
@@ -78,7 +78,7 @@ class Sizing:
         if self.room.context and alone:
             self.overhead = max(self.overhead, self.room.free - usage.free - usage.now)
         taken, share = self.overhead + usage.peak, self.share_of_each
-        if usage.short and taken > share / 2:  # not one that asked for what nobody has
+        if usage.short and taken > share / 2:  # not a step that asked for more than the device has
             taken = int(1.5 * share)  # more for each, so fewer
         self.footprint = max(self.footprint, taken)
 
@@ -92,13 +92,13 @@ def limit(fraction: float | None) -> None:
 
 
 def give_back() -> None:
-    """Return what the last step has freed to the system; glibc would keep much of it."""
+    """Return freed memory to the system; glibc would keep much of it."""
     if hasattr(LIBC, "malloc_trim"):
         LIBC.malloc_trim(0)
 
 
 def usage(error: Exception | None) -> Usage:
-    """Return what this process has used, after a step that ended with that error or none."""
+    """Return the memory that a step of this process took, with its error if it had one."""
     short = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
@@ -110,7 +110,7 @@ def usage(error: Exception | None) -> Usage:
 
 
 def show_cuda(connection: Connection) -> None:
-    """Send what is free on the device, and how large it is; stay there until hung up."""
+    """Send free and total memory of the device; stay until hung up."""
     import torch
 
     connection.send(torch.cuda.mem_get_info() if torch.cuda.is_available() else None)
@@ -140,7 +140,7 @@ def cpu_free() -> int:
 
 
 def own_memory() -> int:
-    """Return what this process shares with nobody, and would give back by ending."""
+    """Return the memory that this process shares with no other."""
     found = fields(Path("/proc/self/smaps_rollup"))
     return found.get("Private_Clean", 0) + found.get("Private_Dirty", 0)
 

@@ -1,4 +1,4 @@
-"""How a step ended, as it travels between processes: a result, or an error in words."""
+"""The end of a step, as it travels between processes: a result, or an error in words."""
 
 import logging
 import pickle
@@ -79,7 +79,7 @@ def twice(run: Run) -> Run:
 
 
 def cause(exit_code: int | None) -> str:
-    """Say why a process ended."""
+    """Return the reason for a process's end."""
     if exit_code is not None and exit_code < 0:
         name = signal.Signals(-exit_code).name
         hint = ": out of memory?" if name == "SIGKILL" else ""

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from gpu_scaling.executors.outcome import StepFailed, WorkerDied, receive, send, twice
 
-OWNER = struct.Struct("!q")  # what a client says first: a process id
+OWNER = struct.Struct("!q")  # a client's first words: a process id
 LONGEST_PATH = 103  # of a Unix socket, on any system
 ATTEMPTS = 2  # a pool may end in the moment in which a client finds it
 
@@ -73,7 +73,7 @@ class Pool:
         except (FileNotFoundError, ConnectionRefusedError):
             with FileLock(self.path.with_name("lock")):
                 try:
-                    client = connect(self.path)  # somebody was faster
+                    client = connect(self.path)  # another process was faster
                 except (FileNotFoundError, ConnectionRefusedError):
                     self.start()
                     client = connect(self.path)

@@ -60,7 +60,7 @@ class Server:
         self.listener, self.path, self.device, self.options = listener, path, device, options
         self.queue: deque[socket.socket] = deque()
         self.workers: list[Worker] = []
-        self.owners: dict[int, int] = {}  # process id: what tells its end
+        self.owners: dict[int, int] = {}  # process id: a handle that tells its end
         self.had_owners = False
         self.last_used = time.monotonic()
         self.sizing: memory.Sizing | None = None
@@ -144,7 +144,7 @@ class Server:
             try:
                 send(connection, (None, error, ""))
             except OSError:
-                return  # it has gone as well
+                return  # gone as well
 
     def is_late(self, worker: Worker) -> bool:
         return time.monotonic() - worker.since > self.options.step_timeout
@@ -197,7 +197,7 @@ class Server:
             one, first = self.fork(memory.show_cuda)
             if found := first.recv():
                 two, second = self.fork(memory.show_cuda)
-                context = found[0] - second.recv()[0]  # what the other took by being there
+                context = found[0] - second.recv()[0]  # memory of the other by its mere presence
                 room = memory.Room(found[0] + context, found[1], context)
                 second.close()
                 two.join()
@@ -209,7 +209,7 @@ class Server:
 
 
 def start(inherited: Iterable[Any], parent: int, target: Callable[..., None], *args: Any) -> None:
-    """Run in a fork: close what is the server's alone, and end when the server ends."""
+    """Run in a fork: close the server's own connections, and end when the server ends."""
     end_with_parent(parent)
     for thing in inherited:
         thing.close()

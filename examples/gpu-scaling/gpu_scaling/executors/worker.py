@@ -7,23 +7,23 @@ from typing import NamedTuple
 from gpu_scaling.executors import memory
 from gpu_scaling.executors.outcome import perform
 
-# After which memory goes back; with each step, that would cost a quarter of a small one.
+# After so long memory goes back; after each step it would cost a quarter of a small one.
 IDLE_SECONDS = 0.1
 
 
 class Order(NamedTuple):
-    """What the server tells a worker before it hands over a client's socket."""
+    """The server's word to a worker before it hands over a client's socket."""
 
     fraction: float | None  # of the device memory, the most for this process; None: no limit
     note: str  # for the client's log
 
 
 class Taken(NamedTuple):
-    """What a worker tells the server before a step: from now on its death costs that step."""
+    """A worker's word before a step: from now on its death costs that step."""
 
 
 class Report(NamedTuple):
-    """What a worker tells the server after a step."""
+    """A worker's word after a step."""
 
     usage: memory.Usage | None  # if it has looked
     last: bool  # it ends now, for a fresh one to take its place

@@ -45,7 +45,7 @@ class Launch:
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line."""
+        """End with an error in one line."""
         self.exit(2, f"run.sh: {message}\n")
 
 
@@ -72,7 +72,7 @@ def parse(words: list[str] | None = None) -> Launch:
             parser.error(f"{name} = {size}: only NBCLIENTS = {clients} are to be started")
     try:
         return settings(clients, *sizes.values(), rounds, given.run_config)
-    except typer.Exit:  # Flower has said what is wrong with it
+    except typer.Exit:  # Flower has named the fault
         sys.exit(2)
     except (OSError, ValueError, click.ClickException) as error:
         parser.error(f"--run-config {given.run_config!r}: {error}")
