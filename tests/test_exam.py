@@ -44,7 +44,7 @@ FAULTS: dict[str, tuple[Path, Edits, str, str]] = {
         CIFAR,
         [
             ("task.py", "torch.manual_seed(seed)\n    network.train()", "torch.manual_seed(1)"),
-            ("task.py", "torch.manual_seed(seed)\n    # On", "torch.manual_seed(1)\n    # On"),
+            ("task.py", "torch.manual_seed(seed)\n    # This", "torch.manual_seed(1)\n    # This"),
             ("config.py", "self.seed, self.test_split", "1, self.test_split"),
         ],
         "repeats",

@@ -69,4 +69,4 @@ def test_unknown_example_is_named():
     tool = ROOT / "tools" / "newest_flower.py"
     done = subprocess.run([sys.executable, tool, "nope"], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "EXAMPLE=nope: no such example; there are vit-finetune" in done.stderr
+    assert "EXAMPLE=nope: no such example; there are pytorch-from-centralized" in done.stderr
