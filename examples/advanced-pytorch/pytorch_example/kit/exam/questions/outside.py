@@ -25,6 +25,7 @@ LITTER = (
     "wandb/run/code.py",
     ".credentials/private.toml",
 )
+LONGEST_NAME = 32  # of an app's folder that newer Flower builds
 LARGE = 100_000  # bytes, of a file that is no module
 ONE_CORE = '{"init_args": {"num_cpus": 2}, "client_resources": {"num_cpus": 1}}'
 
@@ -79,13 +80,15 @@ def wrong(default: Any, negative: bool) -> list[Any]:
 def bundle(exam: Exam) -> Verdict:
     """`flwr build` bundles no data, key or output."""
     folder = exam.scratch / "bundles"
-    littered = folder / "littered" / exam.app.folder.name
-    shutil.copytree(exam.app.folder, littered, ignore=large)
+    littered, as_it_is = folder / "littered" / "app", exam.app.folder
+    shutil.copytree(as_it_is, littered, ignore=large)
+    if len(as_it_is.name) > LONGEST_NAME:
+        as_it_is = shutil.copytree(littered, folder / "short-name" / "app")
     for name in LITTER:
         (littered / name).parent.mkdir(parents=True, exist_ok=True)
         (littered / name).write_text("")
     problems, told = [], ""
-    for what, app in (("", exam.app.folder), (" after a run", littered)):
+    for what, app in (("", as_it_is), (" after a run", littered)):
         try:
             files = built(app, folder / app.parent.name)
         except ValueError as error:
