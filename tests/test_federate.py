@@ -254,3 +254,9 @@ def test_functions_that_nothing_calls_are_called_by_their_parameters(tmp_path):
     text = task_of(HEAD + top + train, tmp_path, data="trainset,testset").text()
     assert "glue.reseed(42)" in text
     assert "train_data = script.trainset" in text
+
+
+def test_made_app_needs_no_pytest():
+    """It is installed with the app's tests only; the kit's `testing` imports it."""
+    for path in [*TEMPLATE.glob("federated_app/**/*.py"), *(ROOT / "kit" / "exam").rglob("*.py")]:
+        assert not re.search(r"import pytest|kit\.testing|\.testing import", path.read_text()), path

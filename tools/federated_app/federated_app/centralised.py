@@ -18,6 +18,7 @@ import random
 import shlex
 import sys
 import tempfile
+import tomllib
 import types
 import zlib
 from collections.abc import Iterator
@@ -38,7 +39,6 @@ from federated_app.kit.in_process import pytorch_threads, run_app, threads_of_a_
 from federated_app.kit.replies import Arrays
 from federated_app.kit.run import CHECKPOINT
 from federated_app.kit.seeds import derive_seed
-from federated_app.kit.testing import declared
 
 ALONE = {"num-server-rounds": 1, "min-replies": 1, "fraction-evaluate": 0.0, "resume-from": ""}
 
@@ -96,6 +96,12 @@ def own_random_numbers() -> Iterator[None]:
         yield
     random.setstate(python)
     np.random.set_state(numpy_)
+
+
+def threads() -> int:
+    """Return the number of threads that a client of this app has."""
+    text = (app_folder() / "pyproject.toml").read_text()
+    return threads_of_a_client(tomllib.loads(text)["tool"]["flwr"])
 
 
 def call(name: str, *arguments: str) -> ast.expr:
@@ -189,7 +195,7 @@ def compare(overrides: dict[str, Any] | None = None) -> Verdict:
     config = Config.from_run_config(known | overrides)
     initial = models.to_arrays(task.build(config))
     script, client = Steps(), Steps()
-    with pytorch_threads(threads_of_a_client(declared())):
+    with pytorch_threads(threads()):
         expected = script_alone(config, initial, script)
     arrays = one_client(overrides, client)
     counts = f"{len(expected)} tensors, {len(script.checksums)} steps"
@@ -200,7 +206,7 @@ def compare(overrides: dict[str, Any] | None = None) -> Verdict:
         return Verdict(True, f"The same weights, bit for bit ({counts})")
     client.examples = parts.size(parts.load(config, 0, 1)[0])
     again = Steps()
-    with pytorch_threads(threads_of_a_client(declared())):
+    with pytorch_threads(threads()):
         repeated = script_alone(config, initial, again)
     reason = where_they_part(script, client)
     if not all(same(value, repeated[name]) for name, value in expected.items()):

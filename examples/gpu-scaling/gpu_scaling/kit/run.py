@@ -70,12 +70,13 @@ class Run:
         else:
             raise ValueError(f"resume-from: {self.folder} holds no run (no {CHECKPOINT})")
         then, now = without_nan(then), without_nan(self.run_config)
-        for key in sorted((then.keys() | now.keys()) - self.config.may_change()):
-            if then.get(key) != now.get(key):
-                raise ValueError(
-                    f"resume-from: {key} was {then.get(key)!r} in {self.folder} and is "
-                    f"{now.get(key)!r} now; set it back, or start a new run without resume-from"
-                )
+        fixed = sorted((then.keys() | now.keys()) - self.config.may_change())
+        if differ := [key for key in fixed if then.get(key) != now.get(key)]:
+            key, also = differ[0], f" (and {', '.join(differ[1:])})" if differ[1:] else ""
+            raise ValueError(
+                f"resume-from: {key} was {then.get(key)!r} in {self.folder} and is "
+                f"{now.get(key)!r} now; set it back{also}, or start a new run without resume-from"
+            )
 
     def load(self, path: Path) -> dict[str, Any]:
         """Read a checkpoint, and return its run config.
