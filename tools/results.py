@@ -91,7 +91,9 @@ def blocks(page: Path) -> dict[str, Callable[[], str]]:
         "settings": lambda: settings(example, shown.SETTINGS),
         "offline": lambda: offline_block(example),
     }
-    return common | shown.BLOCKS
+    reached = shown.BLOCKS["reached"]
+    more = {"reached": lambda: f"{reached()} More in [RESULTS.md](RESULTS.md)."}
+    return common | shown.BLOCKS | more
 
 
 def pages() -> list[Path]:

@@ -186,8 +186,8 @@ def reached_block() -> str:
     return (
         f"A simulation of 10 clients takes {few:.2f} GiB, one of 300 clients {most:.2f} GiB. A "
         f"step in the pool takes {measured['inline_over_pool']:.2f} times as long as in the "
-        f"client's own process, a spawned one {measured['pool_over_spawn']:.0f} times as long as "
-        f"in the pool."
+        f"client's own process; in a spawned process, {measured['pool_over_spawn']:.0f} times as "
+        f"long as in the pool."
     )
 
 
