@@ -33,8 +33,8 @@ from watch import Memory
 
 RIVALS = ROOT / "benchmarks" / "rivals"
 WAYS = ("plain", "example", "straightforward", "other")
-OTHER, OTHER_NAME = "nvflare==2.9.0", "NVIDIA FLARE"
-PFL = "pfl[pytorch]==0.6.0"
+FLARE = ("NVIDIA FLARE", "nvflare==2.9.0")
+PFL = ("pfl-research", "pfl[pytorch]==0.6.0")
 PFL_WAYS = {"pfl": 1, "pfl-two": 2}  # and their processes
 POPULATION, IMAGES = 100_000, 33
 UV = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
@@ -302,7 +302,7 @@ def requirements(job: Job, way: str) -> list[str]:
     packages = [package for package in packages if not package.startswith("flwr[")]
     if way == "plain":
         return [*packages, *pinned]
-    framework = PFL if way in PFL_WAYS else OTHER
+    _, framework = PFL if way in PFL_WAYS else FLARE
     return [*packages, framework, *(f"{name}=={version(name)}" for name in ("torch", "numpy"))]
 
 
@@ -313,12 +313,13 @@ class Part(NamedTuple):
     jobs: dict[str, Callable[[Path], Job]]
     ways: tuple[str, ...]
     measure: Callable[[Job, str, Path], dict[str, Any]]
+    other: tuple[str, str]  # framework: its name and its package
 
 
 PARTS = {
-    "rounds": Part("side-by-side", JOBS, WAYS, measure_rounds),
-    "fresh": Part("side-by-side-fresh", JOBS, WAYS, measure_fresh),
-    "pfl": Part("side-by-side-pfl", PFL_JOBS, ("plain", "example", *PFL_WAYS), measure_rounds),
+    "rounds": Part("side-by-side", JOBS, WAYS, measure_rounds, FLARE),
+    "fresh": Part("side-by-side-fresh", JOBS, WAYS, measure_fresh, FLARE),
+    "pfl": Part("side-by-side-pfl", PFL_JOBS, ("plain", "example", *PFL_WAYS), measure_rounds, PFL),
 }
 
 
@@ -369,9 +370,8 @@ def main() -> None:
             parser.error(f"--part {given.part}: its --{option} are {', '.join(known)}")
     trial = bool(given.rounds) or set(jobs) != set(part.jobs) or set(ways) != set(part.ways)
     with measurement(part.file, seeds=(SEED,), trial=trial) as result:
-        result["other"] = {"name": OTHER_NAME, "package": OTHER}
-        if given.part == "pfl":
-            result["other"] = {"name": "pfl-research", "package": PFL}
+        name, package = part.other
+        result["other"] = {"name": name, "package": package}
         result["jobs"] = measure(part, jobs, ways, given.rounds)
 
 
