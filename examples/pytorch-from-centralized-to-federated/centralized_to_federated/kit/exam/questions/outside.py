@@ -83,7 +83,8 @@ def bundle(exam: Exam) -> Verdict:
     littered, as_it_is = folder / "littered" / "app", exam.app.folder
     shutil.copytree(as_it_is, littered, ignore=large)
     if len(as_it_is.name) > LONGEST_NAME:
-        as_it_is = shutil.copytree(littered, folder / "short-name" / "app")
+        apart = shutil.ignore_patterns(".git", ".venv")  # all else is examined, however large
+        as_it_is = shutil.copytree(as_it_is, folder / "short-name" / "app", ignore=apart)
     for name in LITTER:
         (littered / name).parent.mkdir(parents=True, exist_ok=True)
         (littered / name).write_text("")
