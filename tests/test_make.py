@@ -84,6 +84,7 @@ def test_check_gpu_says_why_it_is_skipped():
     ("script", "line"),
     [
         ("gpu_scaling_gpu.py", "workers 2, steps_a_second"),
+        ("population_gpu.py", "clients 1000000, start_seconds"),
         ("vit_finetune_gpu.py", "vit_b_16, precision bfloat16, batch 4, images_a_second"),
         ("flowertune_llm_gpu.py", "precision 8-bit, tokens_a_second"),
     ],
