@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...federation import as_run_config
-from ..exam import Exam
+from ..exam import Exam, Steps
 from ..results import parted_files
 from ..runs import outputs_of
 from ..verdict import Verdict, failed, not_asked, passed
@@ -30,7 +30,7 @@ LARGE = 100_000  # bytes, of a file that is no module
 ONE_CORE = '{"init_args": {"num_cpus": 2}, "client_resources": {"num_cpus": 1}}'
 
 
-def settings(exam: Exam) -> Verdict:
+def settings(exam: Exam) -> Steps:
     """A wrong value of a setting is refused, and the setting named."""
     app, whose = exam.app, exam.good.trainers()[0]
     if not app.defaults:
@@ -43,7 +43,7 @@ def settings(exam: Exam) -> Verdict:
             case = exam.case(f"{key}-is-{value}", {key: value}, until=until, echo=whose)
             cases.append((key, value, case))
     problems, refused, texts = [], 0, 0
-    runs = exam.runs.make(*(case for _, _, case in cases))
+    runs = yield [case for _, _, case in cases]
     for (key, value, case), run in zip(cases, runs, strict=True):
         error = run.error or next((r["error"] for r in run.replies if r["error"]), "")
         named = key in error or key.replace("-", "_") in error
