@@ -1,6 +1,7 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
 """Settings: the run config as one typed, checked object."""
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields
@@ -134,3 +135,8 @@ class Settings:
     def may_change(cls) -> set[str]:
         """Return the keys that may have other values when a run is resumed."""
         return {name for f, name in cls.declared() if f.metadata["may_change"]}
+
+
+def as_run_config(settings: dict[str, Any]) -> str:
+    """Return {"a.b": 1} as `a.b=1`, the form that --run-config takes."""
+    return " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())

@@ -24,9 +24,9 @@ from flwr.common.config import flatten_dict
 from PIL import Image
 
 from . import app_folder
-from .federation import as_run_config
 from .in_process import load, run_app, sign_messages
 from .run import CHECKPOINT, CONFIG, CURVES, RESULTS
+from .settings import as_run_config
 
 APP = app_folder()
 BIN = Path(sys.executable).parent

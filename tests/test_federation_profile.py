@@ -10,10 +10,11 @@ import pytest
 from on_this_machine import posix_only
 from repository import ROOT
 
-from kit.federation import NAME, Federation, as_run_config
+from kit.federation import NAME, Federation
 from kit.federation.__main__ import settings
 from kit.federation.certificates import make_certificates
 from kit.federation.releases import RELEASE, connection
+from kit.settings import as_run_config
 
 APP = ROOT / "examples" / "flowertune-llm"
 CHANGES = "num-server-rounds=2 train.evaluate-every-round=0 train.training-arguments.max-steps=2"

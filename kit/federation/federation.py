@@ -439,8 +439,3 @@ def modules(app: Path) -> list[str]:
 def package(requirement: str) -> str:
     """Return the name of the package in a requirement, in its normal form."""
     return re.sub(r"[-_.]+", "-", re.match(r"\s*([\w.-]+)", requirement)[1]).lower()
-
-
-def as_run_config(settings: dict[str, Any]) -> str:
-    """Return {"a.b": 1} as `a.b=1`, the form that --run-config takes."""
-    return " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())

@@ -14,11 +14,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from .. import processes
-from ..federation import Federation, FederationError, as_run_config
+from ..federation import Federation, FederationError
 from ..federation.__main__ import main, settings
 from ..federation.certificates import make_certificates, make_node_key, public_key_path
 from ..federation.federation import modules
 from ..federation.releases import RELEASE, Newest, Pinned
+from ..settings import as_run_config
 
 APP = """
 [project]

@@ -134,17 +134,18 @@ def is_example(value: np.ndarray, shapes: list[np.ndarray]) -> bool:
 def cache(exam: Exam) -> Steps:
     """What was cached under older code is not used by newer."""
     common: dict[str, Any] = {"settings": exam.app.one_round, "echo": exam.good.trainers()[0]}
-    if not files_below(exam.scratch / "cache"):
-        return not_asked("arrays that are kept on disk between runs")
     folder = exam.scratch / "caches"
     [cold] = yield [exam.case("cold", cache=folder / "old", calls=True, **common)]
+    count = files_below(folder / "old")
+    if not cold.error and not count:
+        return not_asked("caches that are kept on disk")
     [warm] = yield [exam.case("warm", cache=folder / "old", calls=True, **common)]
     if text := cold.error or warm.error:
         return failed(text, "a second run must do with what the first has cached")
     makers = sorted(cold.calls - warm.calls)
     if not makers:
-        made = f"the {files_below(folder / 'old')} files in the cache are made otherwise"
-        return not_asked(f"functions of the app that return what is kept on disk; {made}")
+        made = f"what is in the {count} files of its cache"
+        return not_asked(f"functions of the app, called by a client, that return {made}")
     tried = []
     for file in sorted({file for file, _ in makers}):
         names = [name for maker, name in makers if maker == file and can_change(exam, file, name)]

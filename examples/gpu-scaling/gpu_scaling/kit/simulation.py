@@ -24,16 +24,11 @@ from typing import Any, Self
 from flwr.common.config import parse_config_args
 
 from . import app_folder
-from .federation import (
-    LEFT_OUT,
-    FederationError,
-    as_run_config,
-    exit_on_signals,
-    uninterrupted,
-)
+from .federation import LEFT_OUT, FederationError, exit_on_signals, uninterrupted
 from .federation.addresses import LOOPBACK
 from .federation.releases import RELEASE, Newest, connection
 from .processes import end_with_parent, kill_descendants
+from .settings import as_run_config
 
 BIN = Path(sys.executable).parent
 LINUX = sys.platform == "linux"

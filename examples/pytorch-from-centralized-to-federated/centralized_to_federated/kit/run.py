@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import shlex
 import time
 from collections.abc import Callable
 from logging import ERROR, INFO
@@ -18,7 +19,7 @@ from flwr.common import log
 from .curves import draw_curves
 from .files import without_nan, write_json, write_whole
 from .replies import Arrays
-from .settings import Settings
+from .settings import Settings, as_run_config
 from .signals import safe
 from .strategies import pack, unpack
 
@@ -75,7 +76,9 @@ class Run:
             key, also = differ[0], f" (and {', '.join(differ[1:])})" if differ[1:] else ""
             raise ValueError(
                 f"resume-from: {key} was {then.get(key)!r} in {self.folder} and is "
-                f"{now.get(key)!r} now; set it back{also}, or start a new run without resume-from"
+                f"{now.get(key)!r} now{also}; set it back, by --run-config "
+                f"{words_to_resume(self.folder, then, now, differ)}, or start a new run without "
+                "resume-from"
             )
 
     def load(self, path: Path) -> dict[str, Any]:
@@ -221,3 +224,18 @@ def digest(state: str, tensors: Arrays) -> str:
     for name in sorted(tensors):
         sha.update(name.encode() + np.ascontiguousarray(tensors[name]).tobytes())
     return sha.hexdigest()
+
+
+def words_to_resume(
+    folder: Path, then: dict[str, Any], now: dict[str, Any], fixed: list[str]
+) -> str:
+    """Return what resumes a run for --run-config, as a shell takes it.
+
+    Args:
+        folder: of the run.
+        then, now: its settings, and those that were given.
+        fixed: the settings that must be as they were; the others may be as they are now.
+    """
+    words = {key: now[key] for key in now if key in then and then[key] != now[key]}
+    words = {"resume-from": str(folder)} | words | {key: then.get(key) for key in fixed}
+    return shlex.quote(as_run_config({k: v for k, v in words.items() if v is not None}))

@@ -4,6 +4,8 @@
 import json
 import math
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.common.config import parse_config_args
 from safetensors.numpy import load_file
 
 from ..run import CHECKPOINT, CONFIG, CURVES, MODEL, RESULTS, Run
@@ -77,9 +80,14 @@ def test_damage_is_refused_and_nothing_overwritten(folder, damage):
 
 
 def test_other_settings_are_another_run(folder):
-    with pytest.raises(ValueError, match=r"seed was 42 in .* and is 2 now; set it back"):
-        make(-1, folder, seed=2)
-    assert make(-1, folder, **{"num-server-rounds": 9, "waves": 3}).round == 2
+    changes: dict[str, Any] = {"num-server-rounds": 9, "waves": 3}
+    with pytest.raises(ValueError, match=r"seed was 42 in .* and is 2 now; set it back") as refusal:
+        make(-1, folder, seed=2, **changes)
+    words = re.search(r"--run-config ('.*'), or start", str(refusal.value))
+    told = parse_config_args(shlex.split(words[1]))
+    assert told == {"resume-from": str(folder), "seed": 42} | changes
+    del told["resume-from"]
+    assert make(-1, folder, **told).round == 2
 
 
 def test_nan_is_null_for_others_and_stays_nan_in_the_checkpoint(tmp_path):

@@ -8,7 +8,6 @@ from .federation import (
     Federation,
     FederationError,
     Part,
-    as_run_config,
     exit_on_signals,
     uninterrupted,
 )
@@ -19,7 +18,6 @@ __all__ = [
     "Federation",
     "FederationError",
     "Part",
-    "as_run_config",
     "exit_on_signals",
     "free_addresses",
     "uninterrupted",

@@ -22,7 +22,8 @@ import typer
 from flwr.common.config import flatten_dict, parse_config_args
 
 from .. import app_folder
-from .federation import NAME, Federation, FederationError, as_run_config, exit_on_signals
+from ..settings import as_run_config
+from .federation import NAME, Federation, FederationError, exit_on_signals
 from .releases import RELEASE
 
 COMPLETED, INTERRUPTED = "finished:completed", "interrupted"  # after these, logs are not kept

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from ...federation import as_run_config
+from ...settings import as_run_config
 from ..exam import Exam, Steps
 from ..results import parted_files
 from ..runs import outputs_of
