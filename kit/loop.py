@@ -4,7 +4,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from logging import INFO, WARNING
+from logging import INFO, WARNING, LogRecord, getLogger
 from typing import Any, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -98,6 +98,7 @@ class Loop:
         Raises:
             TooFewReplies: what was aggregated so far is saved.
         """
+        getLogger("flwr").addFilter(counts_all)
         run, strategy = self.run, self.strategy
         self.grid, self.timeout = grid, timeout
         self.clients = self.clients or Clients(grid, self.config)
@@ -244,3 +245,8 @@ def as_text(metric: tuple[str, int | float | list]) -> str:
     """Return a metric for the log: a number, or a list of numbers."""
     name, value = metric
     return f"{name} {value}" if isinstance(value, list) else f"{name} {value:.4f}"
+
+
+def counts_all(record: LogRecord) -> bool:
+    """Drop a strategy's line on how many nodes it took: of the drawn ones, it took all."""
+    return "Sampled %s nodes" not in str(record.msg)

@@ -75,7 +75,7 @@ def export(arguments: argparse.Namespace) -> str:
     except (OSError, ValueError, SafetensorError) as error:
         reason = models.in_a_line(error)
         raise RuntimeError(f"--output {output}: cannot be written ({reason})") from None
-    return f"{output}: {told}"
+    return f"Saved {output}; {told}"
 
 
 def load(arguments: argparse.Namespace) -> tuple[PeftModel, str]:

@@ -16,6 +16,7 @@ from flowertune_llm.kit.settings import (
     true_or_false,
 )
 from flowertune_llm.layerwise.settings import LayerwiseSettings  # layerwise
+from flowertune_llm.prompts import TEMPLATES
 
 TRAINING_ARGUMENTS = "train.training-arguments."
 DTYPES = ("float32", "bfloat16", "float16")
@@ -35,7 +36,7 @@ class Config(
     dtype: str = one_of("auto", *DTYPES, name="model.dtype")
     device_map: str = some_text("model.device-map", may_change=True)
     gradient_checkpointing: bool = true_or_false("model.gradient-checkpointing")
-    prompt_template: str = one_of("vicuna", "alpaca", "chat", name="model.prompt-template")
+    prompt_template: str = one_of(*TEMPLATES, "chat", name="model.prompt-template")
     lora_r: int = at_least(0, "model.lora.peft-lora-r")
     lora_alpha: int = at_least(1, "model.lora.peft-lora-alpha")
     lora_dropout: float = fraction("model.lora.peft-lora-dropout", zero=True, one=False)

@@ -32,26 +32,10 @@ from transformers import (
 from flowertune_llm import smollm2
 from flowertune_llm.config import Config
 from flowertune_llm.kit.precision import fast_dtype
+from flowertune_llm.prompts import TEMPLATES
 
 if TYPE_CHECKING:
     from flowertune_llm.kit.replies import Arrays
-
-# A run has one template, for training and for questions; it is saved with the adapter.
-TEMPLATES = {
-    "vicuna": (
-        "{{ bos_token or '' }}A chat between a curious user and an artificial intelligence "
-        "assistant. The assistant gives helpful, detailed, and polite answers to the user's "
-        "questions."
-        "{% for m in messages %}{% if m.role == 'user' %} USER: {{ m.content }} ASSISTANT:"
-        "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
-    ),
-    "alpaca": (
-        "{{ bos_token or '' }}Below is an instruction that describes a task. Write a response "
-        "that appropriately completes the request."
-        "{% for m in messages %}{% if m.role == 'user' %}\n\n### Instruction:\n{{ m.content }}"
-        "\n\n### Response:\n{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
-    ),
-}
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json")
 

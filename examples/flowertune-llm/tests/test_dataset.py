@@ -7,7 +7,8 @@ from datasets import Dataset
 from flowertune_llm.central import report_data
 from flowertune_llm.config import Config
 from flowertune_llm.dataset import IGNORED, encode, load_partition, load_split, render
-from flowertune_llm.models import TEMPLATES, load_tokenizer
+from flowertune_llm.models import load_tokenizer
+from flowertune_llm.prompts import TEMPLATES
 from transformers import AutoTokenizer
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import safetensors
 import torch
-from flowertune_llm import models, task
+from flowertune_llm import models, prompts, task
 from flowertune_llm.config import Config
 from flowertune_llm.dataset import load_partition, load_test, render
 from flowertune_llm.kit.testing import APP, offline, posix_only, run_config
@@ -135,7 +135,7 @@ def test_exported_model_is_the_base_with_its_adapter(
     stays = tied and "embed" not in targets and "head" not in targets
     assert (ends[0] is ends[1]) == after.config.tie_word_embeddings == stays
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "new" / "out")
-    assert tokenizer.chat_template == models.TEMPLATES["vicuna"]
+    assert tokenizer.chat_template == prompts.TEMPLATES["vicuna"]
     assert after.generation_config.eos_token_id == [tokenizer.eos_token_id]
     assert after.generation_config.pad_token_id == tokenizer.pad_token_id
 

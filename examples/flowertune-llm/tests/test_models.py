@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from flowertune_llm import models, task, whole_models
+from flowertune_llm import models, prompts, task, whole_models
 from flowertune_llm.config import Config
 from flowertune_llm.dataset import load_partition, load_test
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
@@ -282,7 +282,7 @@ def test_padding_side_changes_nothing(small, small_model, tmp_path):
 def test_answers_end_as_model_tokenizer_and_template_say(small_model, eos, own, template, ends):
     tokenizer = AutoTokenizer.from_pretrained(small_model)
     tokenizer.eos_token = eos
-    tokenizer.chat_template = models.TEMPLATES.get(template, tokenizer.chat_template)
+    tokenizer.chat_template = prompts.TEMPLATES.get(template, tokenizer.chat_template)
     found = models.turn_ends(tokenizer, GenerationConfig(eos_token_id=own))
     assert tokenizer.convert_ids_to_tokens(found) == ends
 

@@ -68,7 +68,7 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
 def test_run_leaves_what_the_readme_says_and_no_process(finished):
     folder, log = finished
     path = only_run(folder)
-    assert "Asking 4 nodes for their partition" in log  # of 100
+    assert "Asking 4 of 100 nodes for their partition" in log
     assert re.search(r"Pool: \d+ workers?, each takes up to \d+ MiB of", log)
     history = results(folder)
     assert [len(entry["clients"]) >= 20 for entry in history] == [False] + [True] * 10

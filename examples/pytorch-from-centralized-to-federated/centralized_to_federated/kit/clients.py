@@ -123,11 +123,12 @@ class Clients:
         new = [node_id for node_id in node_ids if node_id not in self.partitions]
         order = registered(self.grid) if len(new) > FEW else {}
         few = new[:: -(-len(new) // FEW)] if order else new
-        problem = self.ask_who_they_are(few)
+        problem = self.ask_who_they_are(few, len(new))
         if all(self.partitions.get(node_id, -1) == order.get(node_id) for node_id in few):
             self.partitions |= {node_id: order[node_id] for node_id in new}
         elif order:
-            problem = self.ask_who_they_are([node_id for node_id in new if node_id not in few])
+            others = [node_id for node_id in new if node_id not in few]
+            problem = self.ask_who_they_are(others, len(new))
         known = [node_id for node_id in node_ids if node_id in self.partitions]
         nodes = {self.partitions[node_id]: node_id for node_id in known}
         if len(nodes) < self.config.min_replies:
@@ -141,10 +142,11 @@ class Clients:
             log(WARNING, "%d nodes hold only %d partitions: some are idle", *counts)
         return nodes
 
-    def ask_who_they_are(self, new: list[int]) -> str:
-        """Ask nodes which partition they hold; return the first problem, or an empty text."""
+    def ask_who_they_are(self, new: list[int], count: int) -> str:
+        """Ask some of `count` nodes which partition they hold; return the first problem, if any."""
         if new:
-            log(INFO, "Asking %d nodes for their partition; their workers may yet start", len(new))
+            told = "Asking %d of %d nodes for their partition; their workers may yet start"
+            log(INFO, told, len(new), count)
         problem = ""
         self.send(Message(RecordDict(), node_id, MessageType.QUERY) for node_id in new)
         for reply in self.receive(self.config.round_timeout):

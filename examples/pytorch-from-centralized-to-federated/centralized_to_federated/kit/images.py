@@ -77,13 +77,16 @@ def load_rows(dataset: str, split: str, way_out: str = "") -> Dataset:
         cause = (generating and error.__cause__) or error
         first_line = str(cause).strip().split("\n")[0].rstrip(".")
         told = f"{type(cause).__name__}: {first_line}"
-        if not first_line.startswith("Unknown split"):
-            way_out = "" if local else f"no folder {folder.resolve()}; {WITHOUT_HUB}"
         if not local and not isinstance(cause, ValueError | datasets.exceptions.DatasetsError):
-            told = f"the Hub cannot be reached ({told})"
+            # A RuntimeError is its client's, closed after tries that failed: it says nothing.
+            detail = "" if isinstance(cause, RuntimeError) else f" ({told})"
+            told = f"the Hub cannot be reached{detail}"
+        if not first_line.startswith("Unknown split"):
+            told += "" if local else f", and there is no folder {folder.resolve()}"
+            way_out = "" if local else WITHOUT_HUB
         raise RuntimeError(
-            f"dataset = '{dataset}': cannot load its '{split}' split: {told}. {way_out}".rstrip(
-                ". "
+            f"dataset = '{dataset}': cannot load its '{split}' split: {told}; {way_out}".rstrip(
+                "; "
             )
         ) from None
 
