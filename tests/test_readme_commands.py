@@ -26,7 +26,9 @@ def pages() -> list[Path]:
         path
         for example in example_names()
         for path in sorted(example_folder(example).rglob("*.md"))
-        if not {"outputs", ".venv"} & {*path.parts}
+        if not any(
+            part == "outputs" or part.startswith(".") for part in path.relative_to(ROOT).parts
+        )
     ]
     return [*listed, *sorted(ROOT.glob("docs/*.md")), *of_examples]
 

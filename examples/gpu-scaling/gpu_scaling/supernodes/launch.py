@@ -19,8 +19,9 @@ import typer
 from flwr.common.config import flatten_dict, parse_config_args
 
 from ..config import Config
-from ..kit.federation import Federation, as_run_config, exit_on_signals
+from ..kit.federation import Federation, exit_on_signals
 from ..kit.processes import cores
+from ..kit.settings import as_run_config
 
 APP = Path(__file__).resolve().parents[2]
 DEFAULT_CLIENTS, DEFAULT_ROUNDS = 2, 3
