@@ -4,7 +4,10 @@ import argparse
 import tomllib
 from pathlib import Path
 
+from flwr.common.config import flatten_dict
+
 from pytorch_example import task
+from pytorch_example.config import Config
 
 
 def draw_partitions(
@@ -37,19 +40,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__)
     parser.add_argument("--dataset", default=defaults["dataset"])
     parser.add_argument("--num-partitions", type=int, default=clients)
-    parser.add_argument("--alpha", type=float, default=defaults["dirichlet-alpha"])
+    parser.add_argument("--dirichlet-alpha", type=float, default=defaults["dirichlet-alpha"])
     parser.add_argument("--min-partition-size", type=int, default=defaults["min-partition-size"])
     parser.add_argument("--seed", type=int, default=defaults["seed"])
     parser.add_argument("--output", type=Path, default=Path("partitions.png"))
     given = parser.parse_args()
-    draw_partitions(
-        given.dataset,
-        given.num_partitions,
-        given.alpha,
-        given.min_partition_size,
-        given.seed,
-        given.output,
-    )
+    if given.num_partitions < 1:
+        parser.error(f"--num-partitions {given.num_partitions}: 1 at least")
+    named = {name.replace("_", "-"): value for name, value in vars(given).items()}
+    try:
+        config = Config.from_run_config(
+            flatten_dict(defaults) | {key: named[key] for key in named.keys() & defaults.keys()}
+        )
+        how = config.dirichlet_alpha, config.min_partition_size, config.seed
+        draw_partitions(config.dataset, given.num_partitions, *how, given.output)
+    except (RuntimeError, ValueError) as error:
+        parser.error(str(error))
     print(given.output.resolve())
 
 
