@@ -29,22 +29,22 @@ from pfl.hyperparam import NNTrainHyperParams
 from pfl.internal.ops import pytorch_ops
 from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
-from plain import JOBS, Job
+from plain import EXAMPLES, Example
 
 
 class Clients(FederatedDatasetBase):
     """The clients drawn for each round's training, or testing: each process has its share."""
 
-    def __init__(self, job: Job, training: bool) -> None:
+    def __init__(self, example: Example, training: bool) -> None:
         super().__init__()
-        self.job, self.training, self.round = job, training, 0
+        self.example, self.training, self.round = example, training, 0
 
     def __next__(self) -> tuple[Dataset, int]:
         raise NotImplementedError("clients are drawn a round at a time")
 
     def get_cohort(self, cohort_size: int) -> Iterable[tuple[Dataset, int]]:
         self.round += 1
-        drawn, world = self.job.sampled(self.round, self.training), pytorch_ops.distributed
+        drawn, world = self.example.sampled(self.round, self.training), pytorch_ops.distributed
         for client in drawn[world.global_rank :: world.world_size]:
             about = {"client": client, "round": self.round, "test": not self.training}
             yield Dataset((np.zeros(1),), user_id=str(client), metadata=about), 0
@@ -53,15 +53,15 @@ class Clients(FederatedDatasetBase):
 class Model(PyTorchModel):
     """The example's network; only clients drawn for testing are tested."""
 
-    def __init__(self, job: Job) -> None:
-        network, self.job = job.network, job
+    def __init__(self, example: Example) -> None:
+        network, self.example = example.network, example
         network.loss = network.metrics = None  # asked for, not used: the example has functions
-        moved = torch.optim.SGD(network.parameters(), 1.0, momentum=job.momentum)
+        moved = torch.optim.SGD(network.parameters(), 1.0, momentum=example.momentum)
         super().__init__(network, torch.optim.SGD, moved)
 
     def evaluate(self, dataset: Dataset, name_formatting_fn: Any, eval_params: Any) -> Metrics:
         if dataset.metadata["test"]:
-            self.job.test(dict(self.variable_map), dataset.metadata["client"])
+            self.example.test(dict(self.variable_map), dataset.metadata["client"])
         return Metrics([(name_formatting_fn("tested"), Weighted(1, 1))])
 
 
@@ -72,7 +72,7 @@ class Averaging(FederatedAveraging):
         self, initial_model_state: Any, model: Model, user_dataset: Dataset, central_context: Any
     ) -> tuple[Any, Metrics]:
         about = user_dataset.metadata
-        _, count = model.job.train(dict(initial_model_state), about["round"], about["client"])
+        _, count = model.example.train(dict(initial_model_state), about["round"], about["client"])
         difference = model.get_model_difference(initial_model_state)
         difference.reweight(count)
         return difference, Metrics()
@@ -81,10 +81,12 @@ class Averaging(FederatedAveraging):
 class Lines(TrainingProcessCallback):
     """Tests the global model after each round, and prints a line."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, example: Example) -> None:
         rank, self.world = pytorch_ops.distributed.global_rank, pytorch_ops.distributed.world_size
-        self.first, self.job = rank == 0, job
-        job.central = type(job.central)(*(part[rank :: self.world] for part in job.central))
+        self.first, self.example = rank == 0, example
+        example.central = type(example.central)(
+            *(part[rank :: self.world] for part in example.central)
+        )
 
     def on_train_begin(self, *, model: Model) -> Metrics:
         self.began = time.perf_counter()
@@ -93,8 +95,8 @@ class Lines(TrainingProcessCallback):
     def after_central_iteration(
         self, aggregate_metrics: Metrics, model: Model, *, central_iteration: int
     ) -> tuple[bool, Metrics]:
-        examples = len(self.job.central[1])
-        right = self.job.score(dict(model.variable_map)) * examples
+        examples = len(self.example.central[1])
+        right = self.example.score(dict(model.variable_map)) * examples
         right, examples = pytorch_ops.distributed.all_reduce(
             [torch.tensor(float(right)), torch.tensor(float(examples))]
         )
@@ -108,15 +110,15 @@ class Lines(TrainingProcessCallback):
 def main() -> None:
     asked = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(1)
-    job = JOBS[asked["job"]](asked["config"], asked["clients"])
+    example = EXAMPLES[asked["job"]](asked["config"], asked["clients"])
     rounds = asked["config"]["num-server-rounds"]
-    drawn = [len(job.sampled(1, training)) for training in (True, False)]
+    drawn = [len(example.sampled(1, training)) for training in (True, False)]
     Averaging().run(
         NNAlgorithmParams(rounds, 1, *drawn),
-        SimulatedBackend(Clients(job, True), Clients(job, False)),
-        Model(job),
+        SimulatedBackend(Clients(example, True), Clients(example, False)),
+        Model(example),
         NNTrainHyperParams(1, 1.0, None),
-        callbacks=[Lines(job)],
+        callbacks=[Lines(example)],
         send_metrics_to_platform=False,
     )
     if pytorch_ops.distributed.world_size > 1:

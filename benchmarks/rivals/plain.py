@@ -24,7 +24,7 @@ from torch import Tensor, nn
 Weights = dict[str, Tensor]
 
 
-class Job(Protocol):
+class Example(Protocol):
     """What the loop needs to know of an example.
 
     Attributes:
@@ -48,24 +48,24 @@ class Job(Protocol):
         """Return the accuracy on the central test set; for a language model, the loss."""
 
 
-def run(job: Job, rounds: int) -> None:
-    weights = job.weights
+def run(example: Example, rounds: int) -> None:
+    weights = example.weights
     velocity = {name: torch.zeros_like(value) for name, value in weights.items()}
     for server_round in range(1, rounds + 1):
         began = time.perf_counter()
         total = {name: torch.zeros_like(value) for name, value in weights.items()}
         examples = 0
-        for client in job.sampled(server_round, training=True):
-            trained, count = job.train(weights, server_round, client)
+        for client in example.sampled(server_round, training=True):
+            trained, count = example.train(weights, server_round, client)
             examples += count
             for name, value in trained.items():
                 total[name] += value * count
         for name, value in weights.items():
-            velocity[name] = job.momentum * velocity[name] + total[name] / examples - value
+            velocity[name] = example.momentum * velocity[name] + total[name] / examples - value
         weights = {name: value + velocity[name] for name, value in weights.items()}
-        for client in job.sampled(server_round, training=False):
-            job.test(weights, client)
-        line = {"round": server_round, "score": job.score(weights), "bytes": 0}
+        for client in example.sampled(server_round, training=False):
+            example.test(weights, client)
+        line = {"round": server_round, "score": example.score(weights), "bytes": 0}
         line["seconds"] = time.perf_counter() - began
         print(json.dumps(line), flush=True)
 
@@ -310,7 +310,7 @@ class ManyClients:
         return self.task.evaluate(self.network, *self.central)[1]
 
 
-JOBS: dict[str, type[Job]] = {
+EXAMPLES: dict[str, type[Example]] = {
     "vit-finetune": Flowers,
     "advanced-pytorch": FashionMnist,
     "pytorch-from-centralized-to-federated": Cifar,
@@ -320,4 +320,7 @@ JOBS: dict[str, type[Job]] = {
 
 if __name__ == "__main__":
     asked = json.loads(Path(sys.argv[1]).read_text())
-    run(JOBS[asked["job"]](asked["config"], asked["clients"]), asked["config"]["num-server-rounds"])
+    run(
+        EXAMPLES[asked["job"]](asked["config"], asked["clients"]),
+        asked["config"]["num-server-rounds"],
+    )

@@ -9,7 +9,7 @@ from functools import wraps
 from multiprocessing.connection import Connection
 from typing import Any
 
-Run = Callable[..., Any]
+Execute = Callable[..., Any]
 
 
 class StepFailed(RuntimeError):
@@ -61,19 +61,19 @@ def receive(connection: Connection) -> tuple[Any, str]:
     return result, note
 
 
-def twice(run: Run) -> Run:
+def twice(execute: Execute) -> Execute:
     """Have an executor try a step once more if its worker died, but not if it took too long."""
 
-    @wraps(run)
+    @wraps(execute)
     def run_again(executor: Any, step: Callable[..., Any], *args: Any) -> Any:
         try:
-            return run(executor, step, *args)
+            return execute(executor, step, *args)
         except TookTooLong:
             raise
         except WorkerDied as error:
             # Flower's logger; its import would cost each worker half a second.
             logging.getLogger("flwr").warning("%s; it is tried once more", error)
-            return run(executor, step, *args)
+            return execute(executor, step, *args)
 
     return run_again
 
