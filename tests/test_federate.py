@@ -8,12 +8,13 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from federate import TEMPLATE
+from federate.app_folder import TEMPLATE
+from federate.python_trees import CannotBeConverted
+from federate.script import Script
+from federate.search import find_training
+from federate.task_file import Task
 from on_this_machine import BIN, results
 from repository import ROOT, flatten, flower_settings
-from script_reader import Script
-from syntax import CannotBeConverted
-from task_writer import Task
 from test_kit import files
 
 from kit.settings import Settings
@@ -38,7 +39,7 @@ def call(command: list, folder: Path, **more: str) -> subprocess.CompletedProces
 
 
 def federate(script: Path, folder: Path, *words: str, **more: str) -> str:
-    command = [sys.executable, ROOT / "tools" / "federate.py", script, folder / "my-app", *words]
+    command = [sys.executable, ROOT / "tools" / "federate", script, folder / "my-app", *words]
     return call(command, folder, **more).stdout
 
 
@@ -158,7 +159,7 @@ INLINE = LOOP.replace("train(net, trainloader, optimizer)", "net(0).backward()\n
 def task_of(text: str, folder: Path, **chosen: str) -> Task:
     path = folder / "train.py"
     path.write_text(text)
-    task = Task(Script(path, chosen).training(), "my_app")
+    task = Task(find_training(Script(path, chosen)), "my_app")
     compile(task.text(), "task.py", "exec")
     return task
 
