@@ -27,10 +27,10 @@ def ask(app: Path, script: Path) -> int:
     """Ask the centralised question, where the script lies: its data may be named from there."""
     package = app.name.replace("-", "_")
     paths = f"{app}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
+    quiet = {"TQDM_DISABLE": "1", "MPLBACKEND": "Agg"}  # no bars, no windows
     command = [sys.executable, "-m", f"{package}.centralised"]
-    return subprocess.run(
-        command, cwd=script.parent, env=os.environ | {"PYTHONPATH": paths}
-    ).returncode
+    env = os.environ | {"PYTHONPATH": paths} | quiet
+    return subprocess.run(command, cwd=script.parent, env=env).returncode
 
 
 def main() -> int:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from .python_trees import called, figure, free, last, lines, names, refuse
+from .python_trees import base, called, figure, free, last, lines, names, refuse
 from .words import COUNTERS, DATA, SAYS, TESTS, WRAPPERS
 
 TEXTS = (ast.JoinedStr, ast.Constant)
@@ -162,9 +162,8 @@ def inline_test(
         reads, binds = free([statement]), names(statement, ast.Store)
         if binds & known and not (reads | binds_itself(statement)) & known:
             break  # another test counts anew
-        if reads & foreign - known:
-            continue
-        if isinstance(statement, ast.Assign | ast.AugAssign) and (reads | binds) & known:
+        sums_up = isinstance(statement, ast.Assign | ast.AugAssign) and (reads | binds) & known
+        if sums_up and not reads & (foreign - known):
             known |= binds
             sums += [statement] if statement not in inner else []
             for name in sorted(binds):
@@ -249,7 +248,14 @@ def labelled(words: str) -> str:
 def quiet(statement: ast.stmt) -> list[ast.stmt]:
     """Return a copy of a statement without what it prints, plots, logs and saves."""
     left = Quiet().visit(copy.deepcopy(statement))
-    return [left] if left else []
+    if left is None:
+        return []
+    nodes = list(ast.walk(left))
+    asked = {base(node) for node in nodes if isinstance(node, ast.Attribute)}  # bar.update(1)
+    for node in nodes:
+        if isinstance(node, ast.Assign) and not names(node, ast.Store) & asked:
+            node.value = Bare().visit(node.value)
+    return [left]
 
 
 class Quiet(ast.NodeTransformer):

@@ -246,6 +246,7 @@ class Task:
                     made.setdefault(figure(ast.Name(name, ast.Load())), name)
         made = {kind: name for kind, name in made.items() if kind in ("loss", "accuracy")}
         loss = self.found.call.node.func.value
+        loss = next(iter(loss.args), loss) if isinstance(loss, ast.Call) else loss  # of a scaler
         if "loss" not in made and isinstance(loss, ast.Name):
             made["loss"] = loss.id
         values = ", ".join(f"{kind!r}: {name}" for kind, name in made.items())
@@ -261,7 +262,7 @@ class Task:
             target = statement.targets[0]
             parts = target.elts if isinstance(target, ast.Tuple) else [target]
             self.trained = (ast.unparse(target), [figure(part) for part in parts])
-        elif isinstance(statement, ast.Expr):
+        elif isinstance(statement, ast.Expr | ast.AugAssign):
             named = returned(call.function) if call.function else []
             if named is None or call.name == "fit":
                 return statement

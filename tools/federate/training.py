@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Sequence
+from functools import cached_property
 
 from .inline import InlineTest, find_inline_test, sets_mode, tests_inline
 from .python_trees import (
@@ -22,7 +23,7 @@ from .python_trees import (
     trains,
 )
 from .script import Call, Driver, Script, arguments
-from .words import DATA, MODEL_NAMES, STEPS, TESTS, TRAINS
+from .words import DATA, MODEL_NAMES, STEPS, STOPS, TESTS, TRAINS
 
 
 class Training:
@@ -249,6 +250,7 @@ class Training:
             if statement not in kept and depends:
                 out.append(statement)
                 dirty |= names(statement, ast.Store)
+                dirty |= {receiver(statement)} - self.script.globals
             else:
                 dirty -= names(statement, ast.Store)
         rest = [s for s in body if s not in out]
@@ -257,14 +259,23 @@ class Training:
         return [s for s in body if s in out]
 
     def essential(self, statement: ast.stmt) -> bool:
-        """Tell whether a statement trains, or steps what the training depends on."""
+        """Tell whether a statement trains, or changes what the training depends on."""
         for node, name in called(statement):
             if node is self.call.node or (name == "backward" and self.call.loop):
                 return True
             of_model = name.startswith("update") and self.model in names(node)
             if isinstance(node.func, ast.Attribute) and (name in STEPS or of_model):
                 return not noise(statement)
-        return sets_mode(statement, self.model)
+        if noise(statement) or self.tests(statement) or STOPS.search(receiver(statement)):
+            return False
+        return bool(changed(statement) & self.needed) or sets_mode(statement, self.model)
+
+    @cached_property
+    def needed(self) -> set[str]:
+        """The names of what the training is given, or uses."""
+        loop = self.call.data_loop or self.call.node
+        counter = names(getattr(self.statement, "target", []), ast.Store)
+        return names(loop) - names(loop, ast.Store) - counter - self.script.globals
 
     def tests(self, statement: ast.stmt) -> bool:
         test = {self.test.name} if isinstance(self.test, Call) else set()
@@ -281,6 +292,11 @@ class Training:
             if self.model in changed(statement) and not quiet:
                 found.append(statement)
         return found
+
+
+def receiver(statement: ast.stmt) -> str:
+    """Return the name of the object whose method a statement calls."""
+    return base(statement.value) if isinstance(statement, ast.Expr) else ""
 
 
 def is_plain(statement: ast.stmt) -> bool:

@@ -39,6 +39,7 @@ SAYS = re.compile(
     r"|set_postfix(_str)?|add_scalars?|add_images?|add_histogram|flush"
 )
 # What a loop does beside training.
+STOPS = re.compile(r"stop|checkpoint|logger|writer", re.IGNORECASE)  # `early_stopping(loss, model)`
 STEPS = {"step", "set_epoch"}
 # What is around the data that a loop goes through, and what only counts.
 WRAPPERS = {"enumerate", "tqdm", "iter", "track", "progress_bar", "list"}
