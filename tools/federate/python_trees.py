@@ -20,9 +20,16 @@ def refuse(why: str) -> NoReturn:
 def names(node: ast.AST | Iterable[ast.AST], kind: type = ast.Load) -> set[str]:
     """Return the names that are read (or, with ast.Store, bound) anywhere in it."""
     nodes = [node] if isinstance(node, ast.AST) else list(node)
+    nodes = [inner for outer in nodes for inner in ast.walk(outer)]
+    inner = {  # of comprehensions
+        id(name)
+        for each in nodes
+        if isinstance(each, ast.comprehension) and kind is ast.Store
+        for name in ast.walk(each.target)
+    }
     found = set()
-    for each in (inner for outer in nodes for inner in ast.walk(outer)):
-        if isinstance(each, ast.Name) and isinstance(each.ctx, kind):
+    for each in nodes:
+        if isinstance(each, ast.Name) and isinstance(each.ctx, kind) and id(each) not in inner:
             found.add(each.id)
         elif kind is ast.Store and isinstance(each, ast.FunctionDef | ast.ClassDef):
             found.add(each.name)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from .app.federated_app.definitions import binds_and_reads, definitions, is_main_block
 from .python_trees import (
@@ -109,7 +109,10 @@ class Script:
     def check_launcher(self) -> None:
         for node in ast.walk(self.tree):
             name = getattr(node, "id", getattr(node, "attr", getattr(node, "module", None)))
-            imported = [a.name.split(".")[0] for a in getattr(node, "names", [])] + [name]
+            aliases = node.names if isinstance(node, ast.Import | ast.ImportFrom) else []
+            imported = [a.name.split(".")[0] for a in aliases] + [name]
+            if name == "get_ipython":
+                refuse(f"get_ipython(), line {node.lineno}, is there in a notebook only: delete it")
             for found in (each for each in imported if each in LAUNCHERS):
                 refuse(
                     f"{found}, line {node.lineno}: it trains in processes that {LAUNCHERS[found]} "
@@ -146,6 +149,13 @@ class Script:
                 if name in found:
                     return f"{each.name}() reads {first!r}"
         return ""
+
+    def refuse_global(self, model: str) -> NoReturn:
+        reader = self.reader(model) or "a function reads what is made of it"
+        refuse(
+            f"the model {model!r} is a global name: {reader}. A client has a model of its own: give "
+            "the function as parameters what it needs"
+        )
 
     def model_makers(self) -> set[str]:
         """Return the classes of models, and the functions that return one."""

@@ -126,6 +126,9 @@ def loops(script: Script, driver: Driver, body: Sequence[ast.stmt]) -> Iterator[
         if models:
             yield Loop(driver, statement, node, models[0])
         elif driver is None:
+            for name in sorted(names(statement) & script.globals):
+                if script.reader(name) and script.makes_model(assigned(name, script.loose)):
+                    script.refuse_global(name)
             refuse(
                 f"the training loop, {lines(statement)}, trains no model that is made before it; "
                 "name what makes it: MODEL=class"

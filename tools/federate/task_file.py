@@ -19,6 +19,7 @@ from .python_trees import (
     is_seed,
     lines,
     names,
+    noise,
     refuse,
     returned,
     shown,
@@ -201,9 +202,17 @@ class Task:
         return found
 
     def check_bound(self, missing: set[str]) -> None:
-        made = names(self.found.before, ast.Store) & missing - self.script.globals
+        found = self.found
+        made = names([*found.before, *found.earlier], ast.Store) & missing - self.script.globals
         for name in sorted(made - set(dir(builtins))):
-            statement = next(s for s in self.found.before if name in names(s, ast.Store))
+            statement = next(
+                s for s in [*found.before, *found.earlier] if name in names(s, ast.Store)
+            )
+            if statement in found.earlier:
+                refuse(
+                    f"{name!r} is made by what trains or tests before the training, "
+                    f"{lines(statement)}: make it apart"
+                )
             refuse(
                 f"{name!r} is made together with the model ({lines(statement)}): make it apart, "
                 "from the model that is there, so that a client can make it for its own"
@@ -264,8 +273,8 @@ class Task:
             self.trained = (ast.unparse(target), [figure(part) for part in parts])
         elif isinstance(statement, ast.Expr | ast.AugAssign):
             named = returned(call.function) if call.function else []
-            if named is None or call.name == "fit":
-                return statement
+            if named is None or (call.name == "fit" and not call.function):
+                return ast.Expr(call.node)
             self.trained = (self.fresh["trained"], named)
             return ast.Assign([ast.Name(self.fresh["trained"], ast.Store())], call.node, lineno=0)
         return statement
@@ -474,8 +483,10 @@ class Task:
             ("left out of a client's loop, for they train nothing", found.left_out),
             ("left out, for it changes the model after its training", found.undone()),
         ):
-            if left_out:
-                said += [f"{why}:", *(f"    {shown(s)}" for s in left_out)]
+            told = [f"    {shown(s)}" for s in left_out if not noise(s)]
+            said += [f"{why}:", *told] if told else []
+        if found.others:
+            said.append(f"between epochs each client tests on all of {', '.join(found.others)}")
         if not self.has_epochs:
             said.append("local-epochs is no setting: the script alone says how many it trains")
         return said

@@ -71,6 +71,7 @@ class Training:
             self.test_data = tested["test"]
         self.train_data = known["train"]
         self.left_out = self.unneeded()
+        self.others = self.other_loaders()
 
     @property
     def place(self) -> str:
@@ -121,11 +122,7 @@ class Training:
                 "federation trains one: call the training once"
             )
         if not any(self.model in names(s, ast.Store) for s in self.before):
-            reader = self.script.reader(self.model) or "a function reads what is made of it"
-            refuse(
-                f"the model {self.model!r} is a global name: {reader}. A client has a model of its "
-                "own: give the function as parameters what it needs"
-            )
+            self.script.refuse_global(self.model)
 
     def check_given(self, call: Call, kind: str, data: dict[str, ast.expr]) -> None:
         """Refuse a call that gets no data."""
@@ -281,6 +278,32 @@ class Training:
         test = {self.test.name} if isinstance(self.test, Call) else set()
         found = {name for _, name in called(statement)}
         return bool(found & (self.testing | test)) or tests_inline(statement, self.model)
+
+    def other_loaders(self) -> list[str]:
+        """Return the loaders that the loop goes through beside the training's and the test's.
+
+        Raises:
+            CannotBeConverted: it may train on them.
+        """
+        if not self.call.loop:
+            return []
+        makers = {n: assigned(n, self.before) for n in names(self.before, ast.Store)}
+        ends = ("loader", "loaders")
+        known = {n for n, found in makers.items() if any(m.lower().endswith(ends) for m in found)}
+        kept = [s for s in self.epochs if s not in self.left_out] or [self.statement]
+        nodes = [node for s in kept for node in ast.walk(s)]
+        parts = [n for n in nodes if isinstance(n, ast.Subscript) and base(n) in known]
+        inside = {id(n.value) for n in parts}
+        whole = [n for n in nodes if isinstance(n, ast.Name) and n.id in known]
+        texts = {ast.unparse(n) for n in [*parts, *whole] if id(n) not in inside}
+        texts -= {ast.unparse(self.train_data), ast.unparse(self.test_data)}
+        for text in sorted(texts):
+            if not TESTS.search(text):
+                refuse(
+                    f"the training, {lines(self.statement)}, reads {text}, too, and a client has "
+                    "one DataLoader to train on: put what belongs together into one Dataset"
+                )
+        return sorted(texts)
 
     def undone(self) -> list[ast.stmt]:
         """Return what changes the model after the training: no federation does that."""
