@@ -65,7 +65,8 @@ def over_data(loop: ast.stmt, does: str, before: Sequence[ast.stmt]) -> Place | 
     if not given:
         return None
     each, data = given[-1]
-    if isinstance(data, ast.Call) and not last(data.func).lower().endswith("loader"):
+    loader = isinstance(data, ast.Call) and last(data.func).lower().endswith("loader")
+    if not (loader or isinstance(data, ast.Name | ast.Attribute | ast.Subscript)):
         refuse(
             f"`for … in {ast.unparse(each.iter)}`, line {each.lineno}, goes through no DataLoader, "
             "and a client is to have one of its own: write `for x, y in train_loader:`"
@@ -226,7 +227,7 @@ def said(statement: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
             elif isinstance(value, ast.FormattedValue):
                 waiting.insert(0, value.value)
             elif isinstance(value, ast.Constant):
-                words = str(value.value)
+                words = text if re.search("[a-z]", text := str(value.value)) else words
             elif isinstance(value, ast.BinOp) and isinstance(
                 value.left, ast.Constant | ast.JoinedStr
             ):
@@ -236,7 +237,6 @@ def said(statement: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
                 waiting[:0] = value.args
             else:
                 yield words, value
-                words = ""
 
 
 def labelled(words: str) -> str:

@@ -99,10 +99,11 @@ class Script:
         if module and module not in (self.path.stem, *self.modules):
             known = ", ".join([self.path.stem, *self.modules])
             refuse(f"{kind.upper()}={given}: there is no module {module!r} here; there are {known}")
-        if name not in self.defined and not (kind == "data" and name in self.globals):
+        top = self.globals | names(self.block, ast.Store)
+        if name not in self.defined and not (kind == "data" and name in top):
             known = ", ".join(self.defined) or "nothing"
             refuse(f"{kind.upper()}={given}: {self.path.name} has no {name!r}; it defines {known}")
-        if name not in self.globals:  # of a module beside it
+        if name not in top:  # of a module beside it
             refuse(f"{kind.upper()}={given}: import {name} in {self.path.name}")
         return name
 
@@ -153,8 +154,8 @@ class Script:
     def refuse_global(self, model: str) -> NoReturn:
         reader = self.reader(model) or "a function reads what is made of it"
         refuse(
-            f"the model {model!r} is a global name: {reader}. A client has a model of its own: give "
-            "the function as parameters what it needs"
+            f"the model {model!r} is a global name: {reader}. A client has a model of its own: "
+            "give the function as parameters what it needs"
         )
 
     def model_makers(self) -> set[str]:
