@@ -329,7 +329,7 @@ def test_scheduler_that_needs_a_test_keeps_it_and_other_tests_are_left_out(tmp_p
         ),
         (  # a test between the epochs, in a loop of its own
             (HEAD + INLINE).replace("test(net, testloader)\n", TEST),
-            ["net.eval()\n    with script.torch.no_grad():", "glue.figures({'accuracy': hits / count})"],
+            ["net.eval()\n    with script.torch.no_grad():", "figures({'accuracy': hits / count})"],
         ),
         (  # what the test decides is a part of the training
             (HEAD + INLINE).replace(

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from new_app import PUBLISHER, check, refuse
+from new_app import PUBLISHER, check, next_steps, refuse
 
 from .app_folder import BASE, make
 from .python_trees import CannotBeConverted
@@ -62,9 +62,5 @@ def main() -> int:
     print(f"{target} is yours; its task.py says how {path.name} is called.\n")
     print("Does one client with all the data train as the script does?", flush=True)
     status = ask(target, path)
-    print(
-        f"\nNow:\n\n    cd {arguments.target}\n    pip install -e .\n"
-        "    flwr run . --run-config offline.toml\n"
-        f"    python -m {target.name.replace('-', '_')}.kit.exam"
-    )
+    print(f"\n{next_steps(arguments.target)}")
     return status
