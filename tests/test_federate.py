@@ -346,6 +346,12 @@ def test_scheduler_that_needs_a_test_keeps_it_and_other_tests_are_left_out(tmp_p
             ),
             ["zeros_(net.layer.bias)\n    for p in net.parameters():", "lr=0.1)\n    glue.reseed"],
         ),
+        (  # a list that is filled
+            (HEAD + INLINE).replace(
+                "net = Net()", "parts = []\nparts.append(Net())\nnet = nn.Sequential(*parts)"
+            ),
+            ["parts = []\n    parts.append(script.Net())\n    net = script.nn.Sequential(*parts)"],
+        ),
         (  # loaders in a dict, progress bars
             HEAD + INLINE.replace("trainloader, testloader =", "a, b =")
             .replace("optimizer =", "loaders_of = {'train': a, 'test': b}\noptimizer =")

@@ -40,7 +40,7 @@ def names(node: ast.AST | Iterable[ast.AST], kind: type = ast.Load) -> set[str]:
 
 def base(node: ast.AST) -> str:
     """Return the name that `a.b[c].d` begins with."""
-    while isinstance(node, ast.Attribute | ast.Subscript | ast.Call):
+    while isinstance(node, ast.Attribute | ast.Subscript | ast.Call | ast.Expr):
         node = node.func if isinstance(node, ast.Call) else node.value
     return node.id if isinstance(node, ast.Name) else ""
 
@@ -62,8 +62,8 @@ def changed(statement: ast.stmt) -> set[str]:
     for each in ast.walk(statement):
         if isinstance(each, ast.Attribute | ast.Subscript) and isinstance(each.ctx, ast.Store):
             found.add(base(each))
-        elif isinstance(each, ast.Expr) and isinstance(each.value, ast.Call) and not noise(each):
-            found |= names(each)
+        elif isinstance(each, ast.Expr) and isinstance(each.value, ast.Call):
+            found |= {base(each)} if appends(each) else set() if noise(each) else names(each)
     for each in ast.walk(statement):  # what is gone through, in `for p in net.parameters(): …`
         if isinstance(each, ast.For) and any(
             names(each.target, ast.Store) & changed(inner) for inner in each.body
@@ -109,6 +109,12 @@ def noise(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Pass)
 
 
+def appends(statement: ast.stmt) -> bool:
+    """Tell whether it is `layers.append(…)`: noise, unless the list is needed."""
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(call, ast.Call) and last(call.func) == "append"
+
+
 def is_seed(statement: ast.stmt) -> bool:
     call = statement.value if isinstance(statement, ast.Expr) else None
     return isinstance(call, ast.Call) and bool(SEEDS.fullmatch(last(call.func)))
@@ -121,7 +127,7 @@ def sliced(
     chosen, wanted = [], set(wanted) - stop
     for statement in reversed(before):
         hit = seeds and is_seed(statement)
-        if not hit and not noise(statement):
+        if not hit and (appends(statement) or not noise(statement)):
             hit = bool(changed(statement) & wanted) and not names(statement, ast.Store) & stop
         if hit:
             chosen.append(statement)
