@@ -174,7 +174,8 @@ def script_alone(config: Config, initial: Arrays, steps: Steps) -> Arrays:
 def alone(run_config: dict[str, Any]) -> Arrays:
     """Return the weights after the script's own training; the settings are pyproject.toml's."""
     config = Config.from_run_config(run_config)
-    return script_alone(config, models.to_arrays(task.build(config)), Steps())
+    arrays = script_alone(config, models.to_arrays(task.build(config)), Steps())
+    return {name: np.atleast_1d(value) for name, value in arrays.items()}  # as they are sent
 
 
 def one_client(overrides: dict[str, Any], steps: Steps) -> Arrays:
