@@ -346,6 +346,10 @@ def test_scheduler_that_needs_a_test_keeps_it_and_other_tests_are_left_out(tmp_p
             ),
             ["zeros_(net.layer.bias)\n    for p in net.parameters():", "lr=0.1)\n    glue.reseed"],
         ),
+        (  # seeds of each epoch
+            HEAD + INLINE.replace("    for x", "    torch.manual_seed(epoch)\n    for x"),
+            ["script.torch.manual_seed(epoch)\n        for x"],
+        ),
         (  # a list that is filled
             (HEAD + INLINE).replace(
                 "net = Net()", "parts = []\nparts.append(Net())\nnet = nn.Sequential(*parts)"

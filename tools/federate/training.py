@@ -14,6 +14,7 @@ from .python_trees import (
     defaults,
     expression,
     free,
+    is_seed,
     lines,
     names,
     noise,
@@ -77,7 +78,8 @@ class Training:
     def place(self) -> str:
         if self.driver:
             return f"in {self.driver.name}()"
-        under = self.statement in self.script.under
+        makers = [s for s in self.before if self.model in names(s, ast.Store)]
+        under = any(s in self.script.under for s in makers)
         return "under `if __name__ …`" if under else "at the top of the file"
 
     @property
@@ -263,6 +265,8 @@ class Training:
             of_model = name.startswith("update") and self.model in names(node)
             if isinstance(node.func, ast.Attribute) and (name in STEPS or of_model):
                 return not noise(statement)
+        if is_seed(statement):
+            return True
         if noise(statement) or self.tests(statement) or STOPS.search(receiver(statement)):
             return False
         return bool(changed(statement) & self.needed) or sets_mode(statement, self.model)
