@@ -372,6 +372,17 @@ def test_loops_become_train_and_evaluate(text, parts, tmp_path):
     assert not [line for line in task.told() if "print" in line]
 
 
+def test_early_stop_is_left_out_with_the_test_that_it_needs(tmp_path):
+    stop = "    stopper(meter.avg, net)\n    if stopper.early_stop:\n        break\n"
+    test = TEST.replace("count += len(y)", "count += len(y)\n            meter.update(y)")
+    text = (HEAD + INLINE).replace("test(net, testloader)\n", "    meter = Meter()\n" + test + stop)
+    text = task_of(text.replace("for epoch", "stopper = Early()\nfor epoch"), tmp_path).text()
+    train = text[text.index("def train(") : text.index("def evaluate(")]
+    assert "stop" not in train
+    assert "meter.update" not in train
+    assert "meter.update" in text
+
+
 def test_what_is_left_out_is_told_by_its_text(tmp_path):
     text = (HEAD + INLINE).replace(
         "test(net, testloader)\n", TEST + "    if hits > 9:\n        best = hits\n"

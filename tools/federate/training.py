@@ -246,10 +246,12 @@ class Training:
         dirty: set[str] = set()  # names that are bound by what is left out
         for statement in [*body, *body]:  # twice, for what one pass of the loop hands to the next
             depends = noise(statement) or self.tests(statement) or free([statement]) & dirty
+            depends = depends or STOPS.search(receiver(statement))
             if statement not in kept and depends:
                 out.append(statement)
+                called_on = {receiver(each) for each in ast.walk(statement)}
                 dirty |= names(statement, ast.Store)
-                dirty |= {receiver(statement)} - self.script.globals
+                dirty |= called_on - self.needed - self.script.globals
             else:
                 dirty -= names(statement, ast.Store)
         rest = [s for s in body if s not in out]
@@ -321,7 +323,7 @@ class Training:
         return found
 
 
-def receiver(statement: ast.stmt) -> str:
+def receiver(statement: ast.AST) -> str:
     """Return the name of the object whose method a statement calls."""
     return base(statement.value) if isinstance(statement, ast.Expr) else ""
 
