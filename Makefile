@@ -30,7 +30,7 @@ new: ## copy an example out as your own app: make new FROM=vit-finetune TO=../my
 
 federate: $(INSTALLED) ## make an app of a training script: make federate SCRIPT=train.py TO=../my-app (MODEL= TRAIN= TEST= DATA=)
 	@$(if $(and $(SCRIPT),$(TO)),,$(error say which script, and where to: make federate SCRIPT=train.py TO=../my-app))
-	@$(BIN)/python tools/federate.py "$(SCRIPT)" "$(TO)" --model "$(MODEL)" --train "$(TRAIN)" \
+	@$(BIN)/python tools/federate "$(SCRIPT)" "$(TO)" --model "$(MODEL)" --train "$(TRAIN)" \
 		--test "$(TEST)" --data "$(DATA)" $(if $(PUBLISHER),--publisher "$(PUBLISHER)")
 
 kit: ## copy kit/ into every example, word for word, after it was changed

@@ -8,12 +8,13 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from federate import TEMPLATE
+from federate.app_folder import TEMPLATE
+from federate.python_trees import CannotBeConverted
+from federate.script import Script
+from federate.search import find_training
+from federate.task_file import Task
 from on_this_machine import BIN, results
 from repository import ROOT, flatten, flower_settings
-from script_reader import Script
-from syntax import CannotBeConverted
-from task_writer import Task
 from test_kit import files
 
 from kit.settings import Settings
@@ -38,7 +39,7 @@ def call(command: list, folder: Path, **more: str) -> subprocess.CompletedProces
 
 
 def federate(script: Path, folder: Path, *words: str, **more: str) -> str:
-    command = [sys.executable, ROOT / "tools" / "federate.py", script, folder / "my-app", *words]
+    command = [sys.executable, ROOT / "tools" / "federate", script, folder / "my-app", *words]
     return call(command, folder, **more).stdout
 
 
@@ -47,6 +48,7 @@ def federate(script: Path, folder: Path, *words: str, **more: str) -> str:
     [
         ("cifar_tutorial", 50, "partitioning='dirichlet'"),
         ("mnist_main", 48, "arguments='--lr 0.5 --batch-size 32'"),
+        ("mnist_inline", 24, "arguments='--lr 0.02'"),
         ("trainer_text", 32, "local-epochs=0"),
     ],
 )
@@ -62,7 +64,7 @@ def test_one_client_trains_as_the_script_does_and_two_run(name, steps, config, t
     keys = flatten(flower_settings(app)["app"]["config"])
     assert not [key for key in keys if f"\n| `{key}` | `" not in readme]
     assert not [word for word in ("federated_app", "federated-app", "the-script") if word in readme]
-    assert ("arguments" in keys) == (name == "mnist_main")
+    assert ("arguments" in keys) == name.startswith("mnist")
 
     command = [sys.executable, "-m", "my_app.kit.in_process", "--num-supernodes", "2"]
     done = call([*command, "--run-config", f"num-server-rounds=2 {config}"], app)
@@ -70,6 +72,26 @@ def test_one_client_trains_as_the_script_does_and_two_run(name, steps, config, t
     first, *_, last = (entry["evaluate_metrics_serverapp"] for entry in results(app))
     assert last["loss"] < first["loss"]
     assert last["accuracy"] > first["accuracy"]
+
+
+def test_flat_script_is_imported_without_its_training(tmp_path):
+    """In each process: what it defines can be sent to another, such as a DataLoader's worker."""
+    told = federate(SCRIPTS / "cifar_flat.py", tmp_path)
+    assert SAME in told, told
+    assert "32 steps" in told
+    assert "made at the top of the file" in told
+    app = tmp_path / "my-app"
+    own = app / "my_app" / "own" / "cifar_flat.py"
+    assert own.read_bytes() == (SCRIPTS / "cifar_flat.py").read_bytes()
+    send = "import pickle, my_app.own.cifar_flat as s; assert not hasattr(s, 'net'); "
+    send += "open('net.pickle', 'wb').write(pickle.dumps(s.Net()))"
+    receive = "import pickle; print(type(pickle.load(open('net.pickle', 'rb'))).__module__)"
+    assert call([sys.executable, "-c", send], app).stdout == ""
+    assert call([sys.executable, "-c", receive], app).stdout == "my_app.own.cifar_flat\n"
+    command = [sys.executable, "-m", "my_app.kit.in_process", "--num-supernodes", "2"]
+    done = call([*command, "--run-config", "num-server-rounds=1"], app)
+    assert done.returncode == 0, done.stdout
+    assert all("accuracy" in entry["evaluate_metrics_serverapp"] for entry in results(app))
 
 
 def test_app_passes_its_own_tests_and_runs_by_flower(tmp_path):
@@ -152,13 +174,36 @@ LOOP = """
     test(net, testloader)
 """
 MAIN, BLOCK = "\ndef main():", '\nif __name__ == "__main__":'
-INLINE = LOOP.replace("train(net, trainloader, optimizer)", "net(0).backward()\n")
+INLINE = """
+net = Net()
+trainloader, testloader = loaders()
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+for epoch in range(2):
+    for x, y in trainloader:
+        optimizer.zero_grad()
+        loss = cross_entropy(net(x), y)
+        loss.backward()
+        optimizer.step()
+test(net, testloader)
+"""
+TEST = """    net.eval()
+    hits = count = 0
+    with torch.no_grad():
+        for x, y in testloader:
+            hits += (net(x).argmax(1) == y).sum().item()
+            count += len(y)
+    print(f"epoch {epoch}, accuracy {hits}/{count} ({hits / count:.0%})")
+"""
+
+
+def indented(text: str) -> str:
+    return textwrap.indent(text, "    ")
 
 
 def task_of(text: str, folder: Path, **chosen: str) -> Task:
     path = folder / "train.py"
     path.write_text(text)
-    task = Task(Script(path, chosen).training(), "my_app")
+    task = Task(find_training(Script(path, chosen)), "my_app")
     compile(task.text(), "task.py", "exec")
     return task
 
@@ -167,18 +212,49 @@ def task_of(text: str, folder: Path, **chosen: str) -> Task:
     ("text", "why"),
     [
         (HEAD, "nothing in train.py trains: no function with `.backward"),
-        (HEAD + BLOCK + INLINE, r"the training loop, lines \d+ to \d+, is under `if __name__"),
-        (HEAD + MAIN + INLINE, r"is in main\(\), which makes the model, too"),
-        (HEAD + MAIN + INLINE, r"Indent it under `def train\(net\):`"),
-        (HEAD + textwrap.dedent(INLINE), "is at the top of the file, where an import runs it"),
-        (HEAD + TRAIN + MAIN + LOOP + "main()", r"main\(\), line \d+, trains when the file is imp"),
+        (HEAD + MAIN + indented(INLINE.replace("in trainl", "in 3 * l")), "through no DataLoader"),
+        (
+            HEAD + INLINE.replace("in trainloader:", "in zip(trainloader, testloader):"),
+            r"`zip\(trainloader, testloader\)`, line \d+: a client has one DataLoader, not two",
+        ),
+        (
+            HEAD + INLINE.replace("    for x", "    trainloader, _ = loaders()\n    for x"),
+            r"in trainloader`, line \d+, goes through another loader each time, or one",
+        ),
+        (
+            HEAD + INLINE.replace("for epoch", "other = DataLoader(points(9, 2))\nfor epoch")
+            .replace("in trainloader:", "in trainloader:\n        z = next(iter(other))"),
+            "reads other, too, and a client has one DataLoader to train on",
+        ),
+        (
+            HEAD + INLINE.replace("net = Net()", "net = Net()\nother = Net()")
+            .replace("(net(x), y)", "(net(x) + other(x), y)")
+            .replace("(net.parameters()", "([*net.parameters(), *other.parameters()]"),
+            r"trains more than one model \(net, other\): put them into one nn.Module",
+        ),
+        (
+            HEAD + INLINE + INLINE[INLINE.index("for epoch"):],
+            "there is more than one training: .*put them into one function",
+        ),
+        (
+            HEAD + "def show():\n    print(net)\n" + INLINE,
+            r"the model 'net' is a global name: show\(\) reads 'net'",
+        ),
+        (
+            HEAD + "def show():\n    print(epoch)\n" + INLINE,
+            r"show\(\) reads 'epoch', a global name, and lines \d+ to \d+, which bind it, train",
+        ),
+        (
+            HEAD + INLINE + "\nget_ipython().run_line_magic('matplotlib', 'inline')",
+            r"get_ipython\(\), line \d+, is there in a notebook only",
+        ),
+        (
+            HEAD + TRAIN + BLOCK + LOOP + "    train(net, trainloader, optimizer)",
+            r"train is called more than once, line \d+ and line \d+, and a federation has one",
+        ),
         (
             HEAD + TRAIN + BLOCK + re.sub("optimizer = .*", "net, optimizer = make()", LOOP),
             r"'optimizer' is made together with the model \(line \d+\)",
-        ),
-        (
-            HEAD + TRAIN + "net = Net()" + BLOCK + LOOP.replace("net = Net()", ""),
-            "the model 'net' is made at the top of the file",
         ),
         (
             HEAD + TRAIN.replace("net, loader, optimizer", "epoch") + BLOCK + "\n    train(1)",
@@ -242,8 +318,81 @@ def test_scheduler_that_needs_a_test_keeps_it_and_other_tests_are_left_out(tmp_p
     assert "score = script.test(net, testloader)\n        scheduler.step(score)" in text
 
 
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (HEAD + MAIN + indented(INLINE) + "main()", ["for x, y in trainloader:", "'loss': loss"]),
+        (HEAD + TRAIN + MAIN + LOOP + "main()", ["script.train(net, trainloader, optimizer)"]),
+        (  # all but the loop at the top of the file
+            (HEAD + INLINE).replace("for epoch", 'if __name__ == "__main__":\n  for epoch'),
+            ["optimizer = script.torch.optim.SGD(net.parameters(), lr=0.1)"],
+        ),
+        (  # a test between the epochs, in a loop of its own
+            (HEAD + INLINE).replace("test(net, testloader)\n", TEST),
+            ["net.eval()\n    with script.torch.no_grad():", "figures({'accuracy': hits / count})"],
+        ),
+        (  # what the test decides is a part of the training
+            (HEAD + INLINE).replace(
+                "test(net, testloader)\n",
+                TEST + "    if hits < 9:\n        optimizer.param_groups[0]['lr'] *= 0.1\n",
+            ),
+            ["if hits < 9:", "count += len(y)\n        if hits"],
+        ),
+        (  # what is made of the model, or sets it, is made once
+            (HEAD + INLINE).replace(
+                "for epoch",
+                "nn.init.zeros_(net.layer.bias)\nfor p in net.parameters():\n"
+                "    p.requires_grad = False\nfor epoch",
+            ),
+            ["zeros_(net.layer.bias)\n    for p in net.parameters():", "lr=0.1)\n    glue.reseed"],
+        ),
+        (  # seeds of each epoch
+            HEAD + INLINE.replace("    for x", "    torch.manual_seed(epoch)\n    for x"),
+            ["script.torch.manual_seed(epoch)\n        for x"],
+        ),
+        (  # a list that is filled
+            (HEAD + INLINE).replace(
+                "net = Net()", "parts = []\nparts.append(Net())\nnet = nn.Sequential(*parts)"
+            ),
+            ["parts = []\n    parts.append(script.Net())\n    net = script.nn.Sequential(*parts)"],
+        ),
+        (  # loaders in a dict, progress bars
+            HEAD + INLINE.replace("trainloader, testloader =", "a, b =")
+            .replace("optimizer =", "loaders_of = {'train': a, 'test': b}\noptimizer =")
+            .replace("in trainloader", "in tqdm(loaders_of['train'])")
+            .replace("testloader)", "loaders_of['test'])"),
+            ["for x, y in train_data:", "return loaders_of['train'], loaders_of['test']"],
+        ),
+    ],
+)  # fmt: skip
+def test_loops_become_train_and_evaluate(text, parts, tmp_path):
+    task = task_of(text, tmp_path)
+    assert not [part for part in parts if part not in task.text()], task.text()
+    assert "glue.passes(range(2), config.local_epochs)" in task.text()
+    assert not [line for line in task.told() if "print" in line]
+
+
+def test_early_stop_is_left_out_with_the_test_that_it_needs(tmp_path):
+    stop = "    stopper(meter.avg, net)\n    if stopper.early_stop:\n        break\n"
+    test = TEST.replace("count += len(y)", "count += len(y)\n            meter.update(y)")
+    text = (HEAD + INLINE).replace("test(net, testloader)\n", "    meter = Meter()\n" + test + stop)
+    text = task_of(text.replace("for epoch", "stopper = Early()\nfor epoch"), tmp_path).text()
+    train = text[text.index("def train(") : text.index("def evaluate(")]
+    assert "stop" not in train
+    assert "meter.update" not in train
+    assert "meter.update" in text
+
+
+def test_what_is_left_out_is_told_by_its_text(tmp_path):
+    text = (HEAD + INLINE).replace(
+        "test(net, testloader)\n", TEST + "    if hits > 9:\n        best = hits\n"
+    )
+    told = "\n".join(task_of(text, tmp_path).told())
+    assert "lines 42 to 43: `if hits > 9: best = hits`" in told, told
+
+
 def test_functions_that_nothing_calls_are_called_by_their_parameters(tmp_path):
-    """And what is drawn at the top of the file is the same in every process."""
+    """And what is drawn when a file is imported is the same in every process."""
     train = TRAIN.replace("optimizer):", "device, epochs=3):")
     text = task_of(HEAD + train, tmp_path).text()
     assert "train_data, test_data = script.loaders()" in text
@@ -252,6 +401,11 @@ def test_functions_that_nothing_calls_are_called_by_their_parameters(tmp_path):
     assert "glue.reseed(42)" not in text
     top = "trainset, testset = random_split(points(90, 0), [60, 30])\n"
     text = task_of(HEAD + top + train, tmp_path, data="trainset,testset").text()
+    assert "trainset, testset = script.random_split(script.points(90, 0), [60, 30])" in text
+    assert "train_data = trainset" in text
+    assert "glue.reseed(42)" not in text
+    read = "def show():\n    return len(trainset)\n"
+    text = task_of(HEAD + top + read + train, tmp_path, data="trainset,testset").text()
     assert "glue.reseed(42)" in text
     assert "train_data = script.trainset" in text
 

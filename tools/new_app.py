@@ -191,6 +191,18 @@ def make(example: Path, target: Path, publisher: str) -> None:
         app.rename(target)
 
 
+def next_steps(target: str) -> str:
+    """Return what a user does now with an app, told by the path that they gave."""
+    package = Path(target).resolve().name.replace("-", "_")
+    return (
+        f"Now:\n\n    cd {target}\n"
+        "    python -m venv .venv && source .venv/bin/activate\n"
+        "    pip install -e .\n"
+        "    flwr run . --run-config offline.toml\n"
+        f"    python -m {package}.kit.exam"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("example", help="a folder in examples/")
@@ -201,10 +213,7 @@ def main() -> None:
     check(arguments.example, target)
     make(ROOT / "examples" / arguments.example, target, arguments.publisher)
     print(
-        f"{target} is yours, made from {arguments.example}. Now:\n\n"
-        f"    cd {arguments.target}\n"
-        "    pip install -e .\n"
-        "    flwr run . --run-config offline.toml\n\n"
+        f"{target} is yours, made from {arguments.example}. {next_steps(arguments.target)}\n\n"
         "Its README.md says what to change, under Make it yours. The publisher, in "
         f'pyproject.toml, is "{arguments.publisher}".'
     )

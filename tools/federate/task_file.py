@@ -6,26 +6,28 @@ import copy
 import re
 from collections.abc import Sequence
 
-from script_reader import DATA, EPOCHS, Call, Found
-from syntax import (
+from .app.federated_app.definitions import binds_and_reads
+from .inline import InlineTest, quiet
+from .python_trees import (
+    base,
     called,
+    changed,
     defaults,
     expression,
     figure,
+    free,
     is_seed,
     lines,
     names,
     noise,
-    parameters,
     refuse,
     returned,
+    shown,
     sliced,
+    trains,
 )
-
-COMMAND_LINES = {"parse_args", "parse_known_args", "parse_args_into_dataclasses"}
-DRAWS = {"random_split", "train_test_split", "shuffle", "permutation", "randperm", "randn", "rand"}
-DRAWS |= {"randint", "choice", "sample", "normal"}
-STEPS = {"step", "set_epoch"}  # what a loop does beside training; and `average.update(model)`
+from .training import Training
+from .words import COMMAND_LINES, DATA, DRAWS, EPOCHS
 
 
 class Prefixed(ast.NodeTransformer):
@@ -48,7 +50,7 @@ class Task:
         package: the app's.
     """
 
-    def __init__(self, found: Found, package: str) -> None:
+    def __init__(self, found: Training, package: str) -> None:
         self.found, self.script, self.package = found, found.script, package
         self.model = found.model
         self.train_data = self.parameter(found.train_data, "train_data")
@@ -60,7 +62,13 @@ class Task:
         self.marks = self.marked()
         self.has_epochs = False
         self.trained: tuple[str, list[str]] | None = None
-        self.calls = [ast.unparse(call.node) for call in (found.call, found.test)]
+        self.inline = found.test if isinstance(found.test, InlineTest) else None
+        self.calls = [
+            found.call.name if found.call.loop else ast.unparse(found.call.node),
+            f"the loop over {ast.unparse(found.test_data)}, {lines(found.test.node)}"
+            if self.inline
+            else ast.unparse(found.test.node),
+        ]
         self.check_globals()
         self.prepare()
 
@@ -79,10 +87,10 @@ class Task:
 
     def check_globals(self) -> None:
         """Refuse functions that need what is bound only where the file is run by itself."""
-        block = names(self.script.block, ast.Store)
-        for function in filter(None, (self.found.call.function, self.found.test.function)):
-            own = names(function, ast.Store) | {*parameters(function)} | self.script.globals
-            for name in sorted((names(function) - own) & block):
+        block = names(self.script.block, ast.Store) - self.script.globals
+        functions = (self.found.call.function, getattr(self.found.test, "function", None))
+        for function in filter(None, functions):
+            for name in sorted(binds_and_reads(function)[1] & block):
                 refuse(
                     f"{function.name}() uses {name!r}, which is bound only under `if __name__ == "
                     f'"__main__":`: give it to the function as a parameter, or bind it above'
@@ -100,88 +108,70 @@ class Task:
         if found.alone:
             return "None"
         position = (found.statement.lineno, found.statement.end_lineno)
-        found.left_out = self.unneeded()
         aside = [(s.lineno, s.end_lineno) for s in found.left_out]
         names_of = {"model": self.model, "data": ast.unparse(found.train_data)}
         return repr({"lines": position, "aside": aside} | names_of)
 
-    def unneeded(self) -> list[ast.stmt]:
-        """Return what a loop over epochs does that changes nothing that is trained."""
-        loop = self.found.statement
-        if not isinstance(loop, ast.For):
-            return []
-        kept = [s for s in loop.body if self.essential(s)]
-        while True:
-            needed = names(kept)
-            more = [s for s in loop.body if s not in kept and names(s, ast.Store) & needed]
-            if not more:
-                break
-            kept += more
-        return [s for s in loop.body if s not in kept]
-
-    def essential(self, statement: ast.stmt) -> bool:
-        if any(node is self.found.call.node for node in ast.walk(statement)):
-            return True
-        for node, name in called(statement):
-            of_model = name.startswith("update") and self.model in names(node)
-            if isinstance(node.func, ast.Attribute) and (name in STEPS or of_model):
-                return not noise(statement)
-        return False
-
     def prepare(self) -> None:
         """Find the statements of each function, and those that more than one has."""
         found, before = self.found, self.found.before
-        evaluation = self.test_call(found.test)
         training = self.train_statement()
-        later = [s for s in found.after if s.lineno < getattr(evaluation, "lineno", 0)]
+        tested, result = self.test_statements()
+        first = getattr(found.test.node, "lineno", 0)
+        later = [s for s in found.after if s.lineno < first]
+        if self.inline and found.test.node in found.epochs:
+            later = [s for s in self.inline.before if not trains(s)]
         held = {self.model} | self.data
+        both = names([found.train_data, found.test_data])
         needs = {
             "build": sliced(before, {self.model}),
-            "data": sliced(
-                before, names([found.train_data, found.test_data]), {self.model}, seeds=True
-            ),
-            "train": self.without_data(before, names(training), held),
-            "evaluate": self.without_data(before + later, names(evaluation), held),
+            "data": sliced(before + later, both, {self.model}, seeds=True),
+            "train": self.without_data(before, free(training), held),
+            "evaluate": self.without_data(before + later, free([*tested, result]), held),
         }
-        self.set_epochs(needs["train"] + [training])
+        self.set_epochs([*needs["train"], *training])
         shared = self.shared(needs, held)
         self.settings = [s for s in before if s in shared]
         self.bodies = {
             kind: [s for s in body if s not in shared or is_seed(s)] for kind, body in needs.items()
         }
-        self.training, self.evaluation = training, evaluation
-        lacks = names(self.bodies["evaluate"]) - names(self.bodies["evaluate"], ast.Store)
-        if self.train_data in lacks - {self.test_data}:  # of a trainer that is made for both
-            fetch = self.own(f"{self.train_data}, _ = data(config)")
+        self.training = training
+        self.bodies["evaluate"] += tested
+        self.tested = result
+        if self.train_data in free([*self.bodies["evaluate"], result]) - {self.test_data}:
+            fetch = self.own(f"{self.train_data}, _ = data(config)")  # of a trainer made for both
             self.bodies["evaluate"] = fetch + self.bodies["evaluate"]
         rest = {
-            "build": [ast.Expr(ast.Name(self.model, ast.Load()))],
-            "data": [ast.Expr(found.train_data), ast.Expr(found.test_data)],
-            "train": [training],
-            "evaluate": [ast.Expr(evaluation)],
+            "build": [ast.Name(self.model, ast.Load())],
+            "data": [found.train_data, found.test_data],
+            "train": training,
+            "evaluate": [result],
         }
-        given = {
-            "build": set(),
-            "data": set(),
-            "train": held,
-            "evaluate": {self.model, self.test_data},
-        }
+        given = {"build": set(), "data": set(), "train": held, "evaluate": {self.model}}
+        given["evaluate"].add(self.test_data)
         bound = names(self.settings, ast.Store)
         self.handed: dict[str, list[str]] = {}
         for kind, body in self.bodies.items():
-            needed = names(body + rest[kind])
+            needed = free([*body, *rest[kind]])
             self.handed[kind] = sorted(needed & bound - given[kind])
-            made = names(body, ast.Store) | bound | given[kind] | names(rest[kind], ast.Store)
-            self.check_bound(needed - made)
+            self.check_bound(needed - bound - given[kind])
         self.returned = sorted({name for handed in self.handed.values() for name in handed})
 
     def without_data(
         self, before: Sequence[ast.stmt], wanted: set[str], held: set[str]
     ) -> list[ast.stmt]:
         """Return the statements that names are made by, once model and data are there."""
-        inner = [s for s in before if not names(s, ast.Store) & {self.model}]
+        inner = [s for s in before if not self.makes_model(s)]
         inner = [s for s in inner if not names(s, ast.Store) or names(s, ast.Store) - self.data]
         return sliced(inner, wanted - held, set())
+
+    def makes_model(self, statement: ast.stmt) -> bool:
+        """Tell whether a statement makes the model, or sets its weights; see `changed`."""
+        if self.model not in changed(statement):
+            return False
+        receiver = base(getattr(statement, "value", statement))
+        of_another = receiver and receiver not in self.script.globals | {self.model}
+        return not (of_another and isinstance(statement, ast.Expr))  # optimizer.add_param_group(…)
 
     def shared(self, needs: dict[str, list[ast.stmt]], held: set[str]) -> list[ast.stmt]:
         """Return the statements of more than one function, which depend on no client's data.
@@ -212,35 +202,64 @@ class Task:
         return found
 
     def check_bound(self, missing: set[str]) -> None:
-        made = names(self.found.before, ast.Store) & missing - self.script.globals
+        found = self.found
+        made = names([*found.before, *found.earlier], ast.Store) & missing - self.script.globals
         for name in sorted(made - set(dir(builtins))):
-            statement = next(s for s in self.found.before if name in names(s, ast.Store))
+            statement = next(
+                s for s in [*found.before, *found.earlier] if name in names(s, ast.Store)
+            )
+            if statement in found.earlier:
+                refuse(
+                    f"{name!r} is made by what trains or tests before the training, "
+                    f"{lines(statement)}: make it apart"
+                )
             refuse(
                 f"{name!r} is made together with the model ({lines(statement)}): make it apart, "
                 "from the model that is there, so that a client can make it for its own"
             )
 
-    def train_statement(self) -> ast.stmt:
+    def train_statement(self) -> list[ast.stmt]:
         """Return what trains, with the client's data, and with its result kept."""
         found, call = self.found, self.found.call
-        replace(call, found.train_data, self.train_data)
-        for argument in call.arguments:
-            if ast.unparse(argument.value) == ast.unparse(found.test_data):
-                replace(call, argument.value, self.test_data)
-        statement = found.statement
-        if isinstance(statement, ast.For):
-            kept = [s for s in statement.body if s not in found.left_out]
+        statement = copy.deepcopy(found.statement) if call.loop else found.statement
+        places = [statement] if call.loop else [argument.call for argument in call.arguments]
+        put(places, found.train_data, self.train_data)
+        if ast.unparse(found.test_data) in [ast.unparse(a.value) for a in call.arguments]:
+            put(places, found.test_data, self.test_data)
+        if found.epochs:
+            pairs = zip(found.epochs, statement.body, strict=True)
+            kept = [s for original, s in pairs if original not in found.left_out]
             statement = ast.For(statement.target, statement.iter, kept, [], lineno=statement.lineno)
-            if isinstance(statement.iter, ast.Call):
-                inner = next((n for n, name in called(statement.iter) if name == "range"), None)
-                if inner is not None:
-                    self.has_epochs = True
-                    passes = expression(self.ours("glue.passes(_, config.local_epochs)"))
-                    passes.args[0] = inner
-                    statement.iter = passes
-            statement.body = [self.kept_result(s) for s in kept]
-            return statement
-        return self.kept_result(statement)
+        if call.loop:
+            [statement] = quiet(statement)
+            self.trained = self.counted(statement)
+        if found.epochs:
+            count = next((n for n, name in called(statement.iter) if name == "range"), None)
+            if count is not None:
+                self.has_epochs = True
+                passes = expression(self.ours("glue.passes(_, config.local_epochs)"))
+                passes.args[0] = count
+                statement.iter = passes
+            statement.body = [self.kept_result(s) for s in statement.body]
+            return [statement]
+        return [self.kept_result(statement)]
+
+    def counted(self, loop: ast.For) -> tuple[str, list[str]] | None:
+        """Return the figures of a loop that trains: what it sums up, else its last loss."""
+        made: dict[str, str] = {}
+        for each in reversed(loop.body if self.found.epochs else []):
+            if trains(each):
+                break
+            if isinstance(each, ast.Assign | ast.AugAssign):
+                for name in sorted(names(each, ast.Store)):
+                    made.setdefault(figure(ast.Name(name, ast.Load())), name)
+        made = {kind: name for kind, name in made.items() if kind in ("loss", "accuracy")}
+        loss = self.found.call.node.func.value
+        loss = next(iter(loss.args), loss) if isinstance(loss, ast.Call) else loss  # of a scaler
+        if "loss" not in made and isinstance(loss, ast.Name):
+            made["loss"] = loss.id
+        values = ", ".join(f"{kind!r}: {name}" for kind, name in made.items())
+        return (f"{{{values}}}", []) if made else None
 
     def kept_result(self, statement: ast.stmt) -> ast.stmt:
         """Return a statement with the result of the training under a name."""
@@ -252,21 +271,36 @@ class Task:
             target = statement.targets[0]
             parts = target.elts if isinstance(target, ast.Tuple) else [target]
             self.trained = (ast.unparse(target), [figure(part) for part in parts])
-        elif isinstance(statement, ast.Expr):
+        elif isinstance(statement, ast.Expr | ast.AugAssign):
             named = returned(call.function) if call.function else []
-            if named is None or call.name == "fit":
-                return statement
+            if named is None or (call.name == "fit" and not call.function):
+                return ast.Expr(call.node)
             self.trained = (self.fresh["trained"], named)
             return ast.Assign([ast.Name(self.fresh["trained"], ast.Store())], call.node, lineno=0)
         return statement
 
-    def test_call(self, call: Call) -> ast.Call:
-        """Return the call that tests, with the client's data and model."""
-        replace(call, self.found.test_data, self.test_data)
-        given = {argument.parameter for argument in call.arguments}
-        if call.name in ("test", "validate") and not call.function and "model" not in given:
-            call.node.keywords.append(ast.keyword("model", ast.Name(self.model, ast.Load())))
-        return call.node
+    def test_statements(self) -> tuple[list[ast.stmt], ast.expr]:
+        """Return what tests, with the client's data and model: statements, and its figures."""
+        test = self.found.test
+        if self.inline:
+            put(self.inline.body, self.found.test_data, self.test_data)
+            result = expression(self.ours("glue.figures({})"))
+            result.args[0].keys = [ast.Constant(name) for name in test.figures]
+            result.args[0].values = list(test.figures.values())
+            put([result], self.found.test_data, self.test_data)
+            return self.inline.body, result
+        put([argument.call for argument in test.arguments], self.found.test_data, self.test_data)
+        given = {argument.parameter for argument in test.arguments}
+        if test.name in ("test", "validate") and not test.function and "model" not in given:
+            test.node.keywords.append(ast.keyword("model", ast.Name(self.model, ast.Load())))
+        named = returned(test.function) if test.function else []
+        if named is None:
+            result = expression(self.ours("glue.printed(lambda: _)"))
+            result.args[0].body = test.node
+        else:
+            result = expression(self.ours("glue.figures(_)"))
+            result.args = [test.node, *map(ast.Constant, named)]
+        return [], result
 
     def set_epochs(self, body: list[ast.stmt]) -> None:
         """Put `local-epochs` where the script says how many."""
@@ -354,29 +388,19 @@ class Task:
                     *self.fetched("train"),
                     *self.bodies["train"],
                     *self.own("glue.reseed(seed)"),
-                    self.training,
+                    *self.training,
                 ],
                 f"{model}, {result}",
                 {model} | self.data,
             )
         )
-        test = self.found.test
-        figures = returned(test.function) if test.function else []
-        call = expression(
-            self.ours("glue.printed(lambda: _)" if figures is None else "glue.figures(_)")
-        )
-        call.args = [self.evaluation, *map(ast.Constant, figures or ())]
-        if figures is None:
-            call.args[0] = ast.Lambda(
-                ast.parse("lambda: 0", mode="eval").body.args, self.evaluation
-            )
         functions.append(
             self.function(
                 f"def evaluate(config: Config, {model}: nn.Module, {test_data}: Any) "
                 "-> dict[str, float]:",
                 "Test the model and return its figures.",
                 [*self.fetched("evaluate"), *self.bodies["evaluate"]],
-                call,
+                self.tested,
                 {model, test_data},
             )
         )
@@ -443,31 +467,45 @@ class Task:
     def told(self) -> list[str]:
         """Return what was found, a line each."""
         found = self.found
-        named = returned(found.test.function) if found.test.function else []
-        figures = "by what it prints" if named is None else ", ".join(named) or "its dict"
+        if self.inline:
+            figures = ", ".join(found.test.figures)
+        else:
+            named = returned(found.test.function) if found.test.function else []
+            figures = "by what it prints" if named is None else ", ".join(named) or "its dict"
         said = [
             f"model  {self.model}" + ("" if found.alone else f", made {found.place}"),
             f"train  {self.calls[0]}",
             f"data   {ast.unparse(found.train_data)}, tested on {ast.unparse(found.test_data)}",
             f"test   {self.calls[1]}: {figures}",
         ]
-        if found.earlier:
-            what = ", ".join(lines(s) for s in found.earlier)
-            said.append(f"left out, for it trains or tests before: {what}")
-        if found.left_out:
-            what = ", ".join(lines(s) for s in found.left_out)
-            said.append(f"left out of a client's loop, for they train nothing: {what}")
+        for why, left_out in (
+            ("left out, for it trains or tests before", found.earlier),
+            ("left out of a client's loop, for they train nothing", found.left_out),
+            ("left out, for it changes the model after its training", found.undone()),
+        ):
+            told = [f"    {shown(s)}" for s in left_out if not noise(s)]
+            said += [f"{why}:", *told] if told else []
+        if found.others:
+            said.append(f"between epochs each client tests on all of {', '.join(found.others)}")
         if not self.has_epochs:
             said.append("local-epochs is no setting: the script alone says how many it trains")
         return said
 
 
-def replace(call: Call, old: ast.expr, name: str) -> None:
-    """Put a name in the place of an argument."""
-    new = ast.Name(name, ast.Load())
-    for argument in call.arguments:
-        if argument.value is old or ast.unparse(argument.value) == ast.unparse(old):
-            node = argument.call
-            node.args = [new if v is argument.value else v for v in node.args]
-            for keyword in node.keywords:
-                keyword.value = new if keyword.value is argument.value else keyword.value
+class Put(ast.NodeTransformer):
+    """A name in the place of an expression."""
+
+    def __init__(self, old: ast.expr, name: str) -> None:
+        self.old, self.name = ast.unparse(old), name
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        if isinstance(node, ast.expr) and ast.unparse(node) == self.old:
+            return ast.Name(self.name, getattr(node, "ctx", ast.Load()))
+        return self.generic_visit(node)
+
+
+def put(places: Sequence[ast.AST], old: ast.expr, name: str) -> None:
+    """Put a name in the place of an expression, wherever it stands in these."""
+    if ast.unparse(old) != name:
+        for place in places:
+            Put(old, name).generic_visit(place)

@@ -69,7 +69,8 @@ def figures(result: Any, *names: str) -> dict[str, float]:
         values = result if isinstance(result, tuple) else (result,)
         result = dict(zip(names, values, strict=False))
     named = {short(name): value for name, value in result.items() if is_number(value)}
-    return {name: float(value) for name, value in named.items() if not LEFT_OUT.search(name)}
+    chosen = {name: value for name, value in named.items() if not LEFT_OUT.search(name)}
+    return {k: v.item() if isinstance(v, torch.Tensor) else float(v) for k, v in chosen.items()}
 
 
 def is_dicts(values: list[Any]) -> bool:

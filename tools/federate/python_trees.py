@@ -1,16 +1,12 @@
 """What a statement of Python reads, binds and calls, and which others it needs."""
 
 import ast
-import re
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
-# Calls that say or keep something, and change nothing that is trained.
-NOISE = re.compile(
-    r"(print|log|show|plot|save|draw|visuali|write|dump)\w*|info|debug|warning|summary|watch|init"
-    r"|makedirs|mkdir|add_scalars?|append|imshow|close|set_description|set_postfix|flush|finish"
-)
-SEEDS = re.compile(r"\w*seed\w*")
+from .app.federated_app.definitions import binds_and_reads
+from .words import NOISE, SEEDS
 
 
 class CannotBeConverted(Exception):
@@ -24,9 +20,16 @@ def refuse(why: str) -> NoReturn:
 def names(node: ast.AST | Iterable[ast.AST], kind: type = ast.Load) -> set[str]:
     """Return the names that are read (or, with ast.Store, bound) anywhere in it."""
     nodes = [node] if isinstance(node, ast.AST) else list(node)
+    nodes = [inner for outer in nodes for inner in ast.walk(outer)]
+    inner = {  # of comprehensions
+        id(name)
+        for each in nodes
+        if isinstance(each, ast.comprehension) and kind is ast.Store
+        for name in ast.walk(each.target)
+    }
     found = set()
-    for each in (inner for outer in nodes for inner in ast.walk(outer)):
-        if isinstance(each, ast.Name) and isinstance(each.ctx, kind):
+    for each in nodes:
+        if isinstance(each, ast.Name) and isinstance(each.ctx, kind) and id(each) not in inner:
             found.add(each.id)
         elif kind is ast.Store and isinstance(each, ast.FunctionDef | ast.ClassDef):
             found.add(each.name)
@@ -37,7 +40,7 @@ def names(node: ast.AST | Iterable[ast.AST], kind: type = ast.Load) -> set[str]:
 
 def base(node: ast.AST) -> str:
     """Return the name that `a.b[c].d` begins with."""
-    while isinstance(node, ast.Attribute | ast.Subscript | ast.Call):
+    while isinstance(node, ast.Attribute | ast.Subscript | ast.Call | ast.Expr):
         node = node.func if isinstance(node, ast.Call) else node.value
     return node.id if isinstance(node, ast.Name) else ""
 
@@ -59,8 +62,37 @@ def changed(statement: ast.stmt) -> set[str]:
     for each in ast.walk(statement):
         if isinstance(each, ast.Attribute | ast.Subscript) and isinstance(each.ctx, ast.Store):
             found.add(base(each))
-        elif isinstance(each, ast.Expr) and isinstance(each.value, ast.Call) and not noise(each):
-            found |= names(each)
+        elif isinstance(each, ast.Expr) and isinstance(each.value, ast.Call):
+            found |= {base(each)} if appends(each) else set() if noise(each) else names(each)
+    for each in ast.walk(statement):  # what is gone through, in `for p in net.parameters(): …`
+        if isinstance(each, ast.For) and any(
+            names(each.target, ast.Store) & changed(inner) for inner in each.body
+        ):
+            found |= names(each.iter)
+    return found
+
+
+def free(body: Sequence[ast.AST]) -> set[str]:
+    """Return the names that statements read, and do not bind before."""
+    found: set[str] = set()
+    bound: set[str] = set()
+    for each in body:
+        if isinstance(each, ast.For):
+            inner = names(each.target, ast.Store)
+            found |= free([each.iter]) - bound
+            found |= free([*each.body, *each.orelse]) - inner - bound
+        elif isinstance(each, ast.With):
+            found |= free([item.context_expr for item in each.items]) - bound
+            inner = names([i.optional_vars for i in each.items if i.optional_vars], ast.Store)
+            found |= free(each.body) - inner - bound
+            bound |= inner | names(each.body, ast.Store)
+        elif isinstance(each, ast.If):
+            found |= (free([each.test]) | free(each.body) | free(each.orelse)) - bound
+            bound |= names(each.body, ast.Store) & names(each.orelse, ast.Store)
+        else:
+            binds, reads = binds_and_reads(each if isinstance(each, ast.stmt) else ast.Expr(each))
+            found |= reads - bound
+            bound |= binds
     return found
 
 
@@ -77,6 +109,12 @@ def noise(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Pass)
 
 
+def appends(statement: ast.stmt) -> bool:
+    """Tell whether it is `layers.append(…)`: noise, unless the list is needed."""
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(call, ast.Call) and last(call.func) == "append"
+
+
 def is_seed(statement: ast.stmt) -> bool:
     call = statement.value if isinstance(statement, ast.Expr) else None
     return isinstance(call, ast.Call) and bool(SEEDS.fullmatch(last(call.func)))
@@ -89,7 +127,7 @@ def sliced(
     chosen, wanted = [], set(wanted) - stop
     for statement in reversed(before):
         hit = seeds and is_seed(statement)
-        if not hit and not noise(statement):
+        if not hit and (appends(statement) or not noise(statement)):
             hit = bool(changed(statement) & wanted) and not names(statement, ast.Store) & stop
         if hit:
             chosen.append(statement)
@@ -101,6 +139,11 @@ def lines(node: ast.AST) -> str:
     if node.lineno == node.end_lineno:
         return f"line {node.lineno}"
     return f"lines {node.lineno} to {node.end_lineno}"
+
+
+def shown(node: ast.AST) -> str:
+    """Return a statement's lines and text, in one line."""
+    return f"{lines(node)}: `{textwrap.shorten(ast.unparse(node), 70, placeholder=' …')}`"
 
 
 def expression(text: str) -> ast.expr:
@@ -198,3 +241,22 @@ def methods_that_train(owner: ast.ClassDef) -> set[str]:
     """Return the methods of a class that train, themselves or by another."""
     methods = {m.name: m for m in owner.body if isinstance(m, ast.FunctionDef)}
     return callers(methods, {"backward"}) - {"backward"}
+
+
+def around(
+    body: Sequence[ast.stmt], node: ast.AST
+) -> tuple[list[ast.stmt], ast.stmt, list[ast.stmt]]:
+    """Return the statements before the one with a call, that one, and those after it."""
+    for i, statement in enumerate(body):
+        if holds(statement, node):
+            before, found, after = [], statement, []
+            if isinstance(statement, ast.If | ast.With | ast.Try):
+                other = getattr(statement, "orelse", [])
+                inner = other if any(holds(s, node) for s in other) else statement.body
+                before, found, after = around(inner, node)
+            return [*body[:i], *before], found, [*after, *body[i + 1 :]]
+    raise AssertionError(ast.unparse(node))
+
+
+def holds(statement: ast.stmt, node: ast.AST) -> bool:
+    return any(node is each for each in ast.walk(statement))

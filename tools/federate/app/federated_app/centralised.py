@@ -61,6 +61,8 @@ class Steps:
         self.checksums: list[list[int]] = []
         self.settings: list[dict[str, Any]] = []
         self.tensors: list[nn.Parameter] = []
+        self.every: dict[int, nn.Parameter] = {}  # of all optimizers, by identity
+        self.others = 0  # of these, tensors that are not the model's
         self.names: list[str] = []  # of the tensors
         self.examples = 0  # that are trained on, where that is known
 
@@ -76,9 +78,11 @@ class Steps:
         """Note the tensors' names in a network."""
         known = {id(value): name for name, value in network.named_parameters()}
         self.names = [known.get(id(value), "a tensor") for value in self.tensors]
+        self.others = len(self.every.keys() - known.keys())
 
     def note(self, optimizer: Optimizer, *_: Any) -> None:
         self.tensors = [value for group in optimizer.param_groups for value in group["params"]]
+        self.every |= {id(value): value for value in self.tensors}
         self.checksums.append([zlib.crc32(bits(value)) for value in self.tensors])
         numbers = {k: v for k, v in optimizer.param_groups[0].items() if isinstance(v, int | float)}
         self.settings.append(numbers)
@@ -170,7 +174,8 @@ def script_alone(config: Config, initial: Arrays, steps: Steps) -> Arrays:
 def alone(run_config: dict[str, Any]) -> Arrays:
     """Return the weights after the script's own training; the settings are pyproject.toml's."""
     config = Config.from_run_config(run_config)
-    return script_alone(config, models.to_arrays(task.build(config)), Steps())
+    arrays = script_alone(config, models.to_arrays(task.build(config)), Steps())
+    return {name: np.atleast_1d(value) for name, value in arrays.items()}  # as they are sent
 
 
 def one_client(overrides: dict[str, Any], steps: Steps) -> Arrays:
@@ -203,6 +208,13 @@ def compare(overrides: dict[str, Any] | None = None) -> Verdict:
         moved = [name for name, value in initial.items() if not same(value, expected[name])]
         if not moved:
             return Verdict(False, f"Neither changes any weight ({counts}): nothing was trained")
+        if script.others:
+            return Verdict(
+                False,
+                f"The model's weights are the same ({counts}), but the script also trains tensors "
+                f"that are not the model's ({script.others}): a federation would begin anew with "
+                "them in each round. Make them a part of the model",
+            )
         return Verdict(True, f"The same weights, bit for bit ({counts})")
     client.examples = parts.size(parts.load(config, 0, 1)[0])
     again = Steps()

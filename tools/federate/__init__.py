@@ -1,0 +1,1 @@
+"""What makes an app of a training script: `command.py` is read first."""
