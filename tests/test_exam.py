@@ -17,7 +17,7 @@ from kit.exam.app import App
 from kit.exam.exam import Exam, ask
 from kit.exam.questions import QUESTIONS
 from kit.exam.runs import Runs
-from kit.exam.verdict import FAIL
+from kit.exam.verdict import FAIL, PASS, Verdict
 
 ADVANCED, VIT = example_folder("advanced-pytorch"), example_folder("vit-finetune")
 IMAGE = """ConfigRecord({"seen": data.images[0].numpy().tobytes()})"""
@@ -213,21 +213,36 @@ def preloaded(tmp_path_factory) -> Iterator[None]:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found(fault, tmp_path):
     app, edits, question, evidence = FAULTS[fault]
-    copy = tmp_path / "copy"
-    shutil.copytree(app, copy, ignore=shutil.ignore_patterns("outputs", "__pycache__"))
-    for file, old, new in edits:
-        path = copy / package_of(app) / file
-        if old:
-            text = path.read_text()
-            assert text.count(old) == 1, old
-            path.write_text(text.replace(old, new))
-        else:
-            path.write_text(new)
-    exam = Exam(App(copy), tmp_path / "scratch")
-    [(_, verdict)] = ask(exam, {question: QUESTIONS[question]})
+    verdict = asked(changed(app, edits, tmp_path), question, tmp_path)
     assert verdict.verdict == FAIL, verdict
     assert evidence in verdict.evidence
     assert verdict.way_out
+
+
+@posix_only
+@pytest.mark.usefixtures("preloaded")
+def test_counters_of_batch_norm_are_centralised_training(tmp_path):
+    """Single numbers travel with one dimension, and a state_dict has none."""
+    verdict = asked(changed(CIFAR, BATCH_NORM, tmp_path), "centralised", tmp_path)
+    assert verdict.verdict == PASS, verdict
+
+
+def changed(app: Path, edits: Edits, folder: Path) -> Path:
+    """Return a copy of an app with edits."""
+    copy = folder / "copy"
+    shutil.copytree(app, copy, ignore=shutil.ignore_patterns("outputs", "__pycache__"))
+    for file, old, new in edits:
+        path = copy / package_of(app) / file
+        text = path.read_text() if old else ""
+        assert old in text, f"{file} says no longer {old!r}"
+        path.write_text(text.replace(old, new) if old else new)
+    return copy
+
+
+def asked(app: Path, question: str, folder: Path) -> Verdict:
+    exam = Exam(App(app), folder / "scratch")
+    [(_, verdict)] = ask(exam, {question: QUESTIONS[question]})
+    return verdict
 
 
 def state(folder: Path) -> dict[str, str]:

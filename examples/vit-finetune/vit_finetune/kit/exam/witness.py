@@ -332,7 +332,8 @@ def centralised(app: Path, case: Case, settings: dict[str, Any]) -> Arrays:
     config = get_fused_config_from_dir(app, settings | case.settings)
     model = load(app, case.central)(config)
     state = model.state_dict() if hasattr(model, "state_dict") else model
-    return {name: np.array(torch.as_tensor(value).cpu()) for name, value in state.items()}
+    arrays = {name: np.array(torch.as_tensor(value).cpu()) for name, value in state.items()}
+    return {name: np.atleast_1d(array) for name, array in arrays.items()}  # as they are sent
 
 
 def visible(folder: Path) -> list[str]:
