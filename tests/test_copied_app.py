@@ -42,9 +42,10 @@ def passes_alone(example: str, selected: list[str], folder: Path) -> None:
     call([sys.executable, ROOT / "tools" / "new_app.py", example, app], folder)
     call([uv, "venv", "--quiet", "--seed", "--python", sys.executable, venv], app)
     python = ["--python", venv / "bin" / "python", "-c", ROOT / "constraints.txt"]
-    call([uv, "pip", "install", "--quiet", "--compile-bytecode", *python, "-e", ".[test]"], app)
+    call([uv, "pip", "install", "--quiet", *python, "-e", ".[test]"], app)
 
     changes = {"XDG_CACHE_HOME": str(folder / "cache")}  # empty, as a new user's
+    changes["PYTHONDONTWRITEBYTECODE"] = ""  # else each process compiles what it imports
     if data := os.environ.get("FLOWER_EXAMPLES_DATA"):
         changes["MY_OWN_APP_DATA"] = str(Path(data).resolve())
     told = call([venv / "bin" / "python", "-m", "pytest", "-ra", *selected], app, **changes)
