@@ -1,11 +1,10 @@
 """The offline settings learn with few large clients and with many small ones, in one process."""
 
-import subprocess
-import sys
-
 import pytest
 from on_this_machine import results
-from repository import example_folder, example_names, package_of
+from repository import example_folder, example_names, flatten, load_toml
+
+from kit.in_process import run_app
 
 # Least accuracy by number of clients; a language model's loss falls.
 REACHED = {
@@ -30,10 +29,10 @@ CASES = [
 @pytest.mark.parametrize(("example", "clients"), CASES)
 def test_offline_settings_learn_with(example, clients, tmp_path):
     app = example_folder(example)
-    command = [sys.executable, "-m", f"{package_of(app)}.kit.in_process"]
-    command += ["--num-supernodes", str(clients), "--run-config", app / "offline.toml"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
-    assert done.returncode == 0, done.stderr
+    settings = flatten(load_toml(app / "offline.toml")) | {"output-dir": str(tmp_path / "outputs")}
+    if example == "gpu-scaling":
+        settings["executor"] = "inline"  # no worker is left in this process
+    run_app(app, clients, settings)
     first, *_, last = [entry["evaluate_metrics_serverapp"] for entry in results(tmp_path)]
     reached = REACHED[example][clients]
     assert last["loss"] < first["loss"]
