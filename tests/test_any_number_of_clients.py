@@ -1,10 +1,8 @@
 """The offline settings learn with few large clients and with many small ones, in one process."""
 
 import pytest
-from on_this_machine import results
-from repository import example_folder, example_names, flatten, load_toml
-
-from kit.in_process import run_app
+from on_this_machine import offline, results, run_here
+from repository import example_folder, example_names
 
 # Least accuracy by number of clients; a language model's loss falls.
 REACHED = {
@@ -29,10 +27,8 @@ CASES = [
 @pytest.mark.parametrize(("example", "clients"), CASES)
 def test_offline_settings_learn_with(example, clients, tmp_path):
     app = example_folder(example)
-    settings = flatten(load_toml(app / "offline.toml")) | {"output-dir": str(tmp_path / "outputs")}
-    if example == "gpu-scaling":
-        settings["executor"] = "inline"  # no worker is left in this process
-    run_app(app, clients, settings)
+    inline = {"executor": "inline"} if example == "gpu-scaling" else {}  # no worker is left here
+    run_here(app, clients, offline(app, **inline), tmp_path)
     first, *_, last = [entry["evaluate_metrics_serverapp"] for entry in results(tmp_path)]
     reached = REACHED[example][clients]
     assert last["loss"] < first["loss"]

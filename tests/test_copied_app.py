@@ -10,12 +10,12 @@ from on_this_machine import BIN
 from repository import ROOT, example_names
 
 SMALLEST = "pytorch-from-centralized-to-federated"
-# Tests that show in a minute that the app runs alone: the README's command on Ray, and the parts of
-# the kit in every run: settings, the loop, the run on disk, states of strategies. `make test` runs
-# all others in this environment.
+# Tests that show in a minute that the app runs alone: the README's command on Ray, and those of the
+# kit on settings, the loop, and states of strategies. `make test` runs all others in this
+# environment.
 QUICK = [
     "tests/test_run.py",
-    *(f"my_own_app/kit/tests/test_{name}.py" for name in ("settings", "loop", "run", "strategies")),
+    *(f"my_own_app/kit/tests/test_{name}.py" for name in ("settings", "loop", "strategies")),
 ]
 QUICK += ["-k", "kit or readme_says"]
 

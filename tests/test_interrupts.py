@@ -1,6 +1,5 @@
 """Ctrl-C and SIGTERM end a run at once: the safe round is logged, no process left, resume exact."""
 
-import json
 import os
 import re
 import signal
@@ -10,16 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from on_this_machine import BIN, CIFAR, posix_only, wait
-from repository import (
-    ROOT,
-    as_run_config,
-    example_folder,
-    example_names,
-    flatten,
-    load_toml,
-    package_of,
-)
+from on_this_machine import BIN, CIFAR, offline, posix_only, results, run_here, wait
+from repository import ROOT, example_folder, example_names, package_of
 
 from kit.testing import declared, marked, run, simulation, start
 
@@ -31,16 +22,7 @@ pytestmark = posix_only
 
 
 def settings_of(app: Path) -> dict:
-    return flatten(load_toml(app / "offline.toml")) | {"num-server-rounds": ROUNDS}
-
-
-def to_the_end(app: Path, settings: dict, folder: Path) -> None:
-    """Run in one process, which gives what a simulation gives, and starts in half the time."""
-    nodes = declared(app)["federations"]["local-simulation"]["options"]["num-supernodes"]
-    command = [sys.executable, "-m", f"{package_of(app)}.kit.in_process", "--app", app]
-    command += ["--num-supernodes", nodes, "--run-config", as_run_config(settings)]
-    done = run(command, folder)
-    assert done.returncode == 0, done.stdout
+    return offline(app, num_server_rounds=ROUNDS)
 
 
 def end(process: subprocess.Popen, number: int, folder: Path, to_group: bool) -> str:
@@ -54,11 +36,6 @@ def end(process: subprocess.Popen, number: int, folder: Path, to_group: bool) ->
     return (folder / "log").read_text()
 
 
-def results_in(folder: Path) -> list:
-    [path] = folder.glob("outputs/*/*/results.json")
-    return json.loads(path.read_text())
-
-
 @pytest.mark.parametrize(
     "example",
     [
@@ -68,11 +45,12 @@ def results_in(folder: Path) -> list:
 )
 def test_interrupted_simulation_resumes_exactly(example, tmp_path, monkeypatch):
     """SIGINT ends it in the second round, SIGTERM in the third; then it runs to the end."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # everywhere, as in a worker of Ray
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     app, folders = example_folder(example), [tmp_path / "whole", tmp_path / "interrupted"]
     for folder in folders:
         folder.mkdir()
-    to_the_end(app, settings_of(app), folders[0])
+    nodes = declared(app)["federations"]["local-simulation"]["options"]["num-supernodes"]
+    run_here(app, nodes, settings_of(app), folders[0])
 
     settings, folder = settings_of(app), folders[1]
     for number, server_round in ((signal.SIGINT, 2), (signal.SIGTERM, 3)):
@@ -82,8 +60,8 @@ def test_interrupted_simulation_resumes_exactly(example, tmp_path, monkeypatch):
         said = re.search(r"Interrupted; round (\d) is safe: resume-from='(.*)'", log)
         assert int(said[1]) == server_round - 1
         settings |= {"resume-from": said[2]}
-    to_the_end(app, settings, folder)
-    assert results_in(folder) == results_in(folders[0])
+    run_here(app, nodes, settings, folder)
+    assert results(folder) == results(folders[0])
 
 
 @pytest.mark.parametrize("number", TO_GROUP)
