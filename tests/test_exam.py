@@ -14,7 +14,7 @@ from on_this_machine import CIFAR, posix_only
 from repository import ROOT, example_folder, package_of
 
 from kit.exam.app import App
-from kit.exam.exam import Exam
+from kit.exam.exam import Exam, ask
 from kit.exam.questions import QUESTIONS
 from kit.exam.runs import Runs
 from kit.exam.verdict import FAIL
@@ -223,7 +223,8 @@ def test_a_planted_fault_is_found(fault, tmp_path):
             path.write_text(text.replace(old, new))
         else:
             path.write_text(new)
-    verdict = QUESTIONS[question](Exam(App(copy), tmp_path / "scratch"))
+    exam = Exam(App(copy), tmp_path / "scratch")
+    [(_, verdict)] = ask(exam, {question: QUESTIONS[question]})
     assert verdict.verdict == FAIL, verdict
     assert evidence in verdict.evidence
     assert verdict.way_out

@@ -1,17 +1,17 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
 """Questions on clients that misbehave."""
 
-from ..exam import Exam
+from ..exam import Exam, Steps
 from ..results import parted_files, parted_models
 from ..runs import Outcome
-from ..verdict import Verdict, failed, not_asked, passed
+from ..verdict import failed, not_asked, passed
 from ..witness import FAULTS
 
 ROUNDING = 1e-3  # sums of other numbers of equal updates
 CHECK = "check each reply before it is aggregated: error, names, shapes, NaN, length of the update"
 
 
-def bad_client(exam: Exam) -> Verdict:
+def bad_client(exam: Exam) -> Steps:
     """A client that fails in training costs its own contribution only.
 
     All other clients send the same update, so that whatever their number, their average is the
@@ -19,16 +19,17 @@ def bad_client(exam: Exam) -> Verdict:
     """
     if len(exam.good.trainers()) < 3:
         return not_asked("three clients that train in a round; set nodes in [tool.exam]")
-    if not exam.echo.ended_well:
-        return failed(f"all clients send the same update: {exam.echo.error}", CHECK)
     whose, victim = exam.good.trainers()[0], exam.victim
     cases = [exam.case(f"it-{fault}", faults={victim: fault}, echo=whose) for fault in FAULTS]
+    echo, *runs = yield [exam.case("echo", echo=whose), *cases]
+    if not echo.ended_well:
+        return failed(f"all clients send the same update: {echo.error}", CHECK)
     log, problems = {}, []
-    for (fault, text), run in zip(FAULTS.items(), exam.runs.make(*cases), strict=True):
-        log[fault] = named_in_log(run, victim, exam.echo, exam.good)
+    for (fault, text), run in zip(FAULTS.items(), runs, strict=True):
+        log[fault] = named_in_log(run, victim, echo, exam.good)
         if run.error:
             problems.append(f"{text}: the run ends with {run.error}")
-        elif parting := parted_models(exam.echo, run, ROUNDING):
+        elif parting := parted_models(echo, run, ROUNDING):
             problems.append(f"{text}: {parting}")
         elif not log[fault]:
             problems.append(f"{text}: the log does not name it")
@@ -46,7 +47,7 @@ def named_in_log(run: Outcome, partition: int, *others: Outcome) -> str:
     return next((line.strip() for line in lines if line not in known), "")
 
 
-def too_few(exam: Exam) -> Verdict:
+def too_few(exam: Exam) -> Steps:
     """Too few replies end the run with a clear error, and nothing is lost."""
     first, app = exam.good, exam.app
     least = int(app.config[key]) if (key := app.key("replies")) else 1
@@ -54,14 +55,14 @@ def too_few(exam: Exam) -> Verdict:
         return not_asked("two rounds, and min-replies clients that train in each")
     failing = first.trainers(2)[least - 1 :]
     faults = dict.fromkeys(failing, "raises")
-    [run] = exam.runs.make(exam.case("too-few", faults=faults, since=2))
+    [run] = yield [exam.case("too-few", faults=faults, since=2)]
     told = f"{len(failing)} of {len(first.trainers(2))} clients fail in round 2"
     if not run.error:
         way_out = "count the replies of each round, and end the run where there are too few"
         return failed(f"{told}, and the run goes on as if all were well", way_out)
     if not app.key("resume"):
         return passed(f"{told}: {run.error}")
-    [resumed] = exam.runs.make(exam.case("after-too-few", start=run.folder))
+    [resumed] = yield [exam.case("after-too-few", start=run.folder)]
     if text := resumed.error or parted_files(first.outputs, resumed.outputs):
         way_out = "save each round as soon as it is whole; leave its files alone afterwards"
         return failed(f"{told}; resumed with all clients: {text}", way_out)

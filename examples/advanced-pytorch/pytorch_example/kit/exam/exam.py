@@ -1,17 +1,22 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
-"""An exam: the runs that several questions share, made once."""
+"""An exam: its questions, and the run that all of them begin with."""
 
-from collections.abc import Callable
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterator
 from functools import cached_property
+from inspect import isgenerator
 from pathlib import Path
 from typing import Any
 
 from .app import App
 from .runs import Outcome, Runs
-from .verdict import Verdict
+from .verdict import Verdict, failed, not_asked
 from .witness import Case
 
-Question = Callable[["Exam"], Verdict]
+# What a question does: it yields runs that it needs, gets what came of them, and returns a verdict.
+Steps = Generator[list[Case], list[Outcome], Verdict]
+Question = Callable[["Exam"], Verdict | Steps]
 
 
 class CannotRun(RuntimeError):
@@ -35,8 +40,8 @@ class Exam:
 
     @cached_property
     def first(self) -> Outcome:
-        """An uninterrupted run, of which all is noted."""
-        [outcome] = self.runs.make(self.case("first", snapshots=True, inputs=True))
+        """An uninterrupted run, of which all is noted; it begins without a cache."""
+        outcome = self.runs.make(self.case("first", snapshots=True, inputs=True))
         if outcome.ended_well:
             self.runs.limit = max(60.0, 20 * outcome.seconds)
             self.runs.preload_more(outcome.modules)
@@ -58,9 +63,61 @@ class Exam:
         """A client that trains in the first round, and is not the one whom others echo."""
         return self.good.trainers()[-1]
 
-    @cached_property
-    def echo(self) -> Outcome:
-        """A run in which all clients send what one of them does."""
-        whose = self.good.trainers()[0]
-        [outcome] = self.runs.make(self.case("echo", echo=whose))
-        return outcome
+
+class Asked:
+    """A question on its way to its verdict.
+
+    Args:
+        exam: that asks it.
+        question: what is asked.
+        rank: its place; the runs of an earlier one are made first.
+    """
+
+    def __init__(self, exam: Exam, question: Question, rank: int) -> None:
+        self.runs, self.rank, self.steps = exam.runs, rank, steps(exam, question)
+        self.verdict: Verdict | None = None
+        self.tickets: list[int] = []  # of the runs that it waits for
+        self.go_on(None)
+
+    def go_on(self, outcomes: list[Outcome] | None) -> None:
+        """Give the question what it waits for."""
+        try:
+            self.tickets = self.runs.plan(self.steps.send(outcomes), self.rank)
+        except StopIteration as end:
+            self.verdict = end.value
+        except CannotRun as error:
+            self.verdict = not_asked(str(error))
+        except Exception as error:
+            told = f"the question itself ends with {type(error).__name__}: {error}"
+            trace = traceback.format_exc().splitlines()
+            self.verdict = failed(told, "exam.json has the traceback", traceback=trace)
+
+
+def steps(exam: Exam, question: Question) -> Steps:
+    asked = question(exam)
+    return (yield from asked) if isgenerator(asked) else asked
+
+
+def ask(exam: Exam, questions: dict[str, Question]) -> Iterator[tuple[str, Verdict]]:
+    """Yield the verdict of each question as it comes.
+
+    The next question is asked when a core would have nothing to do.
+    """
+    runs, left = exam.runs, list(enumerate(questions))
+    going: dict[str, Asked] = {}
+    try:
+        while left or going:
+            if left and runs.are_idle:
+                rank, name = left.pop(0)
+                going[name] = Asked(exam, questions[name], rank)
+            else:
+                time.sleep(0.005)
+            runs.go_on()
+            for name, asked in list(going.items()):
+                while not asked.verdict and runs.have(asked.tickets):
+                    asked.go_on(runs.take(asked.tickets))
+                if asked.verdict:
+                    del going[name]
+                    yield name, asked.verdict
+    finally:
+        runs.end()

@@ -1,6 +1,7 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
 """Runs of an app, each in a fork of this process, which has imported the app and run nothing."""
 
+import gc
 import logging
 import os
 import pickle
@@ -64,7 +65,9 @@ class Runs:
 
     def __init__(self, app: App, scratch: Path) -> None:
         self.app, self.scratch = app, scratch.resolve()
-        self.count, self.started = 0, dict[int, tuple[Case, Path, float]]()
+        self.planned, self.waiting = 0, list[tuple[int, int, Case]]()  # rank, ticket and run
+        self.started = dict[int, tuple[int, Case, Path, float]]()  # by process
+        self.outcomes = dict[int, Outcome]()  # by ticket
         self.limit = 0.0  # seconds, once it is known how long a run takes
         os.environ.setdefault("WANDB_MODE", "disabled")
         os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
@@ -89,29 +92,55 @@ class Runs:
                 with suppress(Exception):
                     import_module(name)
 
-    def make(self, *cases: Case) -> list[Outcome]:
-        """Make runs and return what came of them, in their order."""
-        waiting, found = list(enumerate(cases)), dict[int, Outcome]()
-        places: dict[int, int] = {}
-        try:
-            while waiting or self.started:
-                while waiting and len(self.started) < AT_ONCE:
-                    place, case = waiting.pop(0)
-                    places[self.start(case)] = place
-                for pid in list(self.started):
-                    if outcome := self.ended(pid):
-                        found[places[pid]] = outcome
-                time.sleep(0.005)
-        finally:
-            for pid in list(self.started):
-                self.kill(pid)
-        return [found[place] for place in range(len(cases))]
+    def plan(self, cases: list[Case], rank: int = 0) -> list[int]:
+        """Have runs made when there is a core for them, and return a ticket for each.
 
-    def start(self, case: Case) -> int:
+        Args:
+            cases: the runs.
+            rank: those of a lower one are made first.
+        """
+        tickets = list(range(self.planned, self.planned + len(cases)))
+        self.planned += len(cases)
+        self.waiting += zip([rank] * len(cases), tickets, cases, strict=True)
+        self.waiting.sort(key=lambda waits: waits[:2])
+        return tickets
+
+    @property
+    def are_idle(self) -> bool:
+        """Whether a core has nothing to do."""
+        return not self.waiting and len(self.started) < AT_ONCE
+
+    def go_on(self) -> None:
+        """Start what waits while cores are free, and keep what has come of runs that ended."""
+        while self.waiting and len(self.started) < AT_ONCE:
+            _, ticket, case = self.waiting.pop(0)
+            self.start(ticket, case)
+        for pid in list(self.started):
+            self.look_after(pid)
+
+    def have(self, tickets: list[int]) -> bool:
+        return all(ticket in self.outcomes for ticket in tickets)
+
+    def take(self, tickets: list[int]) -> list[Outcome]:
+        return [self.outcomes.pop(ticket) for ticket in tickets]
+
+    def make(self, case: Case) -> Outcome:
+        """Make one run and return what came of it."""
+        tickets = self.plan([case])
+        while not self.have(tickets):
+            self.go_on()
+            time.sleep(0.005)
+        return self.take(tickets)[0]
+
+    def end(self) -> None:
+        """End all runs."""
+        for pid in list(self.started):
+            self.kill(pid)
+
+    def start(self, ticket: int, case: Case) -> None:
         """Fork a run."""
-        self.count += 1
         name = re.sub(r"[^\w.-]+", "-", case.name)[:60]
-        place = self.scratch / f"{self.count:03}-{name}"
+        place = self.scratch / f"{ticket:03}-{name}"
         work = place / "work"
         if case.start:
             shutil.copytree(case.start, work)
@@ -121,9 +150,10 @@ class Runs:
         sys.stdout.flush()
         sys.stderr.flush()
         if pid := os.fork():
-            self.started[pid] = case, place, time.monotonic()
-            return pid
+            self.started[pid] = ticket, case, place, time.monotonic()
+            return
         try:
+            gc.freeze()  # a collection need not look through all that was imported before
             os.setsid()
             end_with_parent(parent)
             self.run(case, place)
@@ -158,13 +188,13 @@ class Runs:
         sys.stdout.flush()
         (place / "record").write_bytes(pickle.dumps(vars(record)))
 
-    def ended(self, pid: int) -> Outcome | None:
-        """Return what came of a run, if it has ended."""
-        case, place, began = self.started[pid]
+    def look_after(self, pid: int) -> None:
+        """Keep what came of a run, if it has ended; end it, if it takes too long."""
+        ticket, case, place, began = self.started[pid]
         seconds, limit = time.monotonic() - began, self.limit or case.seconds
         done, status = os.waitpid(pid, os.WNOHANG)
         if not done and seconds < limit:
-            return None
+            return
         self.kill(pid)
         outcome = Outcome(folder=place / "work", seconds=seconds)
         outcome.log = COLOUR.sub("", (place / "log").read_text(errors="replace"))
@@ -177,7 +207,7 @@ class Runs:
             outcome.error = f"it took more than {limit:.0f} s"
         else:
             outcome.error = f"its process ended with status {os.waitstatus_to_exitcode(status)}"
-        return outcome
+        self.outcomes[ticket] = outcome
 
     def kill(self, pid: int) -> None:
         """End a run and what it has started."""

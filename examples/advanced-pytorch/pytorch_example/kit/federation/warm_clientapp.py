@@ -10,6 +10,7 @@ to itself. The arguments are the command of the SuperNode, with any options:
 """
 
 import argparse
+import gc
 import json
 import os
 import select
@@ -95,6 +96,7 @@ def become(run: Callable[[], None], words: list[str]) -> None:
     for number in (signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     sys.argv = [PROGRAM, *words]
+    gc.freeze()  # a collection need not look through all that was imported before
     status: object = 1
     try:
         status = run() or 0

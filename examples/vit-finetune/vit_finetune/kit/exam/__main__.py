@@ -11,7 +11,6 @@ import os
 import sys
 import tempfile
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from flwr.common.config import parse_config_args
 from .. import app_folder
 from ..federation import exit_on_signals
 from .app import App, NoApp
-from .exam import CannotRun, Exam
+from .exam import Exam, ask
 from .questions import QUESTIONS
 from .report import table, write
-from .verdict import FAIL, Verdict, failed, not_asked
+from .verdict import FAIL, Verdict
 
 FILE = "exam.json"
 
@@ -46,26 +45,19 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def ask(exam: Exam, names: list[str]) -> dict[str, tuple[str, Verdict]]:
-    """Ask questions, say how far it is, and write what is known by then."""
+def answers(exam: Exam, names: list[str]) -> dict[str, tuple[str, Verdict]]:
+    """Ask questions; say and write what is known, as soon as it is."""
+    texts = {name: (inspect.getdoc(QUESTIONS[name]) or "").splitlines()[0] for name in names}
     verdicts: dict[str, tuple[str, Verdict]] = {}
-    for number, name in enumerate(names, start=1):
-        text = (inspect.getdoc(QUESTIONS[name]) or "").splitlines()[0]
-        print(f"[{number}/{len(names)}] {text} …", end=" ", file=sys.stderr, flush=True)
-        began = time.monotonic()
-        try:
-            verdict = QUESTIONS[name](exam)
-        except CannotRun as error:
-            verdict = not_asked(str(error))
-        except Exception as error:
-            told = f"the question itself ends with {type(error).__name__}: {error}"
-            trace = traceback.format_exc().splitlines()
-            verdict = failed(told, f"{FILE} has the traceback", traceback=trace)
-        verdicts[name] = text, verdict
-        seconds = time.monotonic() - began
-        print(f"{verdict.verdict} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+    began = time.monotonic()
+    print(f"Running {exam.app.folder.name}, {len(names)} questions …", file=sys.stderr, flush=True)
+    for name, verdict in ask(exam, {name: QUESTIONS[name] for name in names}):
+        verdicts[name] = texts[name], verdict
+        seconds = f"{time.monotonic() - began:4.0f} s"
+        print(f"{seconds}  {verdict.verdict:<10}{texts[name]}", file=sys.stderr, flush=True)
         if verdict.verdict == FAIL:
-            print(f"    {verdict.evidence}", file=sys.stderr, flush=True)
+            print(f"{'':8}{verdict.evidence}", file=sys.stderr, flush=True)
+        verdicts = {each: verdicts[each] for each in names if each in verdicts}
         write(Path(FILE), exam.app.folder, verdicts)
     return verdicts
 
@@ -92,7 +84,7 @@ def main(words: list[str] | None = None) -> int:
             where = f"{given.app}: its modules cannot be imported"
             print(f"Error: {where}: {type(error).__name__}: {error}", file=sys.stderr)
             return 2
-        verdicts = ask(exam, [name for name in QUESTIONS if name in (given.only or QUESTIONS)])
+        verdicts = answers(exam, [name for name in QUESTIONS if name in (given.only or QUESTIONS)])
     print(table(verdicts))
     bad = sum(verdict.verdict == FAIL for _, verdict in verdicts.values())
     seconds = time.monotonic() - began

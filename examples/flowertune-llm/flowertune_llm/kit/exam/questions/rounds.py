@@ -1,7 +1,7 @@
 # Part of the kit: the same in every example, word for word. You need not read it to change one.
 """Questions on a whole run: does it end, repeat, resume, whatever the order?"""
 
-from ..exam import Exam
+from ..exam import Exam, Steps
 from ..results import losses, parted_files, parted_models
 from ..runs import AT_ONCE
 from ..verdict import Verdict, failed, not_asked, passed
@@ -24,13 +24,13 @@ def ends(exam: Exam) -> Verdict:
     return passed(text, losses=values, seconds=round(run.seconds, 1))
 
 
-def repeats(exam: Exam) -> Verdict:
+def repeats(exam: Exam) -> Steps:
     """The same seed gives the same run, and another seed another."""
     first, key = exam.good, exam.app.key("seed")
     cases = [exam.case("again", stir=1)]
     if key:
         cases.append(exam.case("another-seed", {key: int(exam.app.config[key]) + 1}))
-    again, *others = exam.runs.make(*cases)
+    again, *others = yield cases
     told = "a second run, the global generators in another state"
     way_out = "seed each random choice by (seed, round, partition), just before it is made"
     if text := again.error or parted_models(first, again, ROUNDING):
@@ -46,7 +46,7 @@ def repeats(exam: Exam) -> Verdict:
     return passed(f"{told}: models and files are equal, bit for bit{another}")
 
 
-def resumes(exam: Exam) -> Verdict:
+def resumes(exam: Exam) -> Steps:
     """Stopped at any moment and resumed, a run is the same as uninterrupted."""
     first, key = exam.good, exam.app.key("resume")
     if not key:
@@ -59,18 +59,18 @@ def resumes(exam: Exam) -> Verdict:
     ]
     text = f"stopped at {first.points} moments, which leave {len(cases)} states on disk"
     for i in range(0, len(cases), AT_ONCE):
-        for number, run in enumerate(exam.runs.make(*cases[i : i + AT_ONCE]), start=i + 1):
+        for number, run in enumerate((yield cases[i : i + AT_ONCE]), start=i + 1):
             if problem := run.error or parted_files(first.outputs, run.outputs):
                 return failed(f"{text}; resumed from number {number}: {problem}", WHOLE)
     return passed(f"{text}; resumed from each: the same files", moments=first.points)
 
 
-def order(exam: Exam) -> Verdict:
+def order(exam: Exam) -> Steps:
     """The order in which replies arrive changes nothing."""
     first = exam.good
     if len(first.trainers()) < 2:
         return not_asked("two clients that train in a round; set nodes in [tool.exam]")
-    [other] = exam.runs.make(exam.case("reversed", reverse=True))
+    [other] = yield [exam.case("reversed", reverse=True)]
     way_out = "sort the replies, by partition for instance, before anything is summed"
     if other.error or parted_models(first, other, ROUNDING):
         text = other.error or parted_models(first, other, ROUNDING)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..exam import Exam
+from ..exam import Exam, Steps
 from ..inputs import shape_of
 from ..results import parted_files, parted_models
 from ..verdict import Verdict, failed, not_asked, passed
@@ -45,12 +45,12 @@ def _change(function):
 """
 
 
-def held_out(exam: Exam) -> Verdict:
+def held_out(exam: Exam) -> Steps:
     """Held-out examples never appear in training, also after a resume."""
     runs = [exam.good]
     if exam.app.key("resume") and exam.good.snapshots:
         half = exam.good.snapshots[len(exam.good.snapshots) // 2]
-        runs += exam.runs.make(exam.case("resumed-and-seen", start=half, inputs=True))
+        runs += yield [exam.case("resumed-and-seen", start=half, inputs=True)]
     trained: dict[bytes, tuple[int, int]] = {}
     tested: dict[bytes, tuple[int, int]] = {}
     for run in runs:
@@ -131,20 +131,20 @@ def is_example(value: np.ndarray, shapes: list[np.ndarray]) -> bool:
     return False
 
 
-def cache(exam: Exam) -> Verdict:
+def cache(exam: Exam) -> Steps:
     """What was cached under older code is not used by newer."""
-    folder, whose = exam.scratch / "caches", exam.good.trainers()[0]
-    settings = exam.app.one_round
-    common: dict[str, Any] = {"settings": settings, "echo": whose, "calls": True}
-    [cold] = exam.runs.make(exam.case("cold", cache=folder / "old", **common))
-    [warm] = exam.runs.make(exam.case("warm", cache=folder / "old", **common))
+    common: dict[str, Any] = {"settings": exam.app.one_round, "echo": exam.good.trainers()[0]}
+    if not files_below(exam.scratch / "cache"):
+        return not_asked("arrays that are kept on disk between runs")
+    folder = exam.scratch / "caches"
+    [cold] = yield [exam.case("cold", cache=folder / "old", calls=True, **common)]
+    [warm] = yield [exam.case("warm", cache=folder / "old", calls=True, **common)]
     if text := cold.error or warm.error:
         return failed(text, "a second run must do with what the first has cached")
     makers = sorted(cold.calls - warm.calls)
     if not makers:
-        kept = sum(path.is_file() for path in (folder / "old").rglob("*"))
-        where = f"; what makes the {kept} files in the cache runs in another process" * bool(kept)
-        return not_asked(f"arrays that are kept on disk between runs{where}")
+        made = f"the {files_below(folder / 'old')} files in the cache are made otherwise"
+        return not_asked(f"functions of the app that return what is kept on disk; {made}")
     tried = []
     for file in sorted({file for file, _ in makers}):
         names = [name for maker, name in makers if maker == file and can_change(exam, file, name)]
@@ -152,11 +152,8 @@ def cache(exam: Exam) -> Verdict:
             app = changed_copy(exam, file, name)
             old, new = folder / f"old-{len(tried)}-{name}", folder / f"new-{len(tried)}-{name}"
             shutil.copytree(folder / "old", old)
-            both = [
-                exam.case(f"changed-{name}", app=app, cache=c, settings=settings, echo=whose)
-                for c in (new, old)
-            ]
-            fresh, used = exam.runs.make(*both)
+            both = [exam.case(f"changed-{name}", app=app, cache=c, **common) for c in (new, old)]
+            fresh, used = yield both
             if fresh.error or not (
                 parted_models(cold, fresh) or parted_files(cold.outputs, fresh.outputs)
             ):
@@ -178,6 +175,10 @@ def cache(exam: Exam) -> Verdict:
     if not tried:
         return not_asked(f"a function whose change shows; tried {', '.join(n for _, n in makers)}")
     return passed(f"changed {', '.join(tried)}: as with an empty cache")
+
+
+def files_below(folder: Path) -> int:
+    return sum(path.is_file() for path in folder.rglob("*"))
 
 
 def can_change(exam: Exam, file: str, name: str) -> bool:

@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from ..exam import Exam
+from ..exam import Exam, Steps
 from ..results import parted
 from ..runs import Outcome
 from ..verdict import Verdict, failed, not_asked, passed
@@ -88,7 +88,7 @@ def some(value: np.ndarray) -> str:
     return f"{value.ravel()[0]:.6g}"
 
 
-def centralised(exam: Exam) -> Verdict:
+def centralised(exam: Exam) -> Steps:
     """One client with all the data is centralised training."""
     app = exam.app
     about = app.exam.get("centralised")
@@ -98,7 +98,7 @@ def centralised(exam: Exam) -> Verdict:
     settings = app.one_client | about.get("settings", {})
     case = exam.case("one-client", settings, nodes=1)
     central = exam.case("centralised", settings, nodes=1, central=about["function"])
-    federated, alone = exam.runs.make(case, central)
+    federated, alone = yield [case, central]
     if text := federated.error or alone.error:
         return failed(text, "let both train with the same settings")
     [(_, _, expected)] = alone.models

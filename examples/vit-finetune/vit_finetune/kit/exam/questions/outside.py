@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...federation import as_run_config
-from ..exam import Exam
+from ..exam import Exam, Steps
 from ..results import parted_files
 from ..runs import outputs_of
 from ..verdict import Verdict, failed, not_asked, passed
@@ -30,7 +30,7 @@ LARGE = 100_000  # bytes, of a file that is no module
 ONE_CORE = '{"init_args": {"num_cpus": 2}, "client_resources": {"num_cpus": 1}}'
 
 
-def settings(exam: Exam) -> Verdict:
+def settings(exam: Exam) -> Steps:
     """A wrong value of a setting is refused, and the setting named."""
     app, whose = exam.app, exam.good.trainers()[0]
     if not app.defaults:
@@ -42,13 +42,14 @@ def settings(exam: Exam) -> Verdict:
             until = "contact" if isinstance(default, str) and isinstance(value, str) else "reply"
             case = exam.case(f"{key}-is-{value}", {key: value}, until=until, echo=whose)
             cases.append((key, value, case))
-    problems, refused, texts = [], 0, 0
-    runs = exam.runs.make(*(case for _, _, case in cases))
+    problems, refused, free = [], 0, []
+    runs = yield [case for _, _, case in cases]
     for (key, value, case), run in zip(cases, runs, strict=True):
         error = run.error or next((r["error"] for r in run.replies if r["error"]), "")
         named = key in error or key.replace("-", "_") in error
         refused += bool(error)
-        texts += not error and case.until == "contact"
+        if not error and case.until == "contact":
+            free.append(key)
         if error and not named:
             problems.append(f"{key} = {value!r} ends in {error[:150]}, which does not name it")
         elif not error and case.until == "reply":
@@ -61,7 +62,8 @@ def settings(exam: Exam) -> Verdict:
             "check type and range of each key before anything starts, and name it in the error"
         )
         return failed(f"{problems[0]}; {len(problems)} such", way_out, problems=problems)
-    return passed(f"{told} by name, {texts} texts accepted that may be meant")
+    accepted = f"; any text is accepted for {', '.join(free)}" if free else ""
+    return passed(f"{told} by name{accepted}")
 
 
 def wrong(default: Any, negative: bool) -> list[Any]:
