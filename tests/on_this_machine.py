@@ -10,9 +10,10 @@ from typing import Any
 
 import psutil
 import pytest
-from repository import ROOT
+from repository import ROOT, flatten, load_toml
 
 from kit.federation.releases import RELEASE, Pinned
+from kit.in_process import pytorch_threads, run_app
 
 BIN = Path(sys.executable).parent
 posix_only = pytest.mark.skipif(os.name == "nt", reason="stops processes by their POSIX group")
@@ -37,6 +38,18 @@ def wait(condition: Callable[[], Any], seconds: float, what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"{what} took more than {seconds} s"
         time.sleep(0.2)
+
+
+def offline(app: Path, **changes: Any) -> dict[str, Any]:
+    """Return offline.toml's settings with changes; write a key's - as _."""
+    named = {name.replace("_", "-"): value for name, value in changes.items()}
+    return flatten(load_toml(app / "offline.toml")) | named
+
+
+def run_here(app: Path, nodes: int, settings: dict[str, Any], folder: Path) -> None:
+    """Run an app in this process, which has imported PyTorch, on one thread like Ray's workers."""
+    with pytorch_threads(1):
+        run_app(app, nodes, settings | {"output-dir": str(folder / "outputs")})
 
 
 def results(folder: Path) -> list[dict[str, Any]]:

@@ -1,11 +1,8 @@
 """The offline settings learn with few large clients and with many small ones, in one process."""
 
-import subprocess
-import sys
-
 import pytest
-from on_this_machine import results
-from repository import example_folder, example_names, package_of
+from on_this_machine import offline, results, run_here
+from repository import example_folder, example_names
 
 # Least accuracy by number of clients; a language model's loss falls.
 REACHED = {
@@ -30,10 +27,8 @@ CASES = [
 @pytest.mark.parametrize(("example", "clients"), CASES)
 def test_offline_settings_learn_with(example, clients, tmp_path):
     app = example_folder(example)
-    command = [sys.executable, "-m", f"{package_of(app)}.kit.in_process"]
-    command += ["--num-supernodes", str(clients), "--run-config", app / "offline.toml"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
-    assert done.returncode == 0, done.stderr
+    inline = {"executor": "inline"} if example == "gpu-scaling" else {}  # no worker is left here
+    run_here(app, clients, offline(app, **inline), tmp_path)
     first, *_, last = [entry["evaluate_metrics_serverapp"] for entry in results(tmp_path)]
     reached = REACHED[example][clients]
     assert last["loss"] < first["loss"]

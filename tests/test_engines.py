@@ -3,20 +3,23 @@
 import sys
 
 import pytest
-from on_this_machine import posix_only
+from on_this_machine import CIFAR, posix_only
 from repository import ROOT, as_run_config, example_folder
 
 from kit.testing import run
 
 # Each client its own part of the data, so that a mistaken partition would be seen.
 EXAMPLES = {
-    "pytorch-from-centralized-to-federated": {"partitioning": "dirichlet"},
     "advanced-pytorch": {"dp.noise-multiplier": 0.01, "dp.repeatable-noise": True},
+    CIFAR.name: {"partitioning": "dirichlet"},
 }
 
 
 @posix_only
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize(
+    "example",
+    ["advanced-pytorch", pytest.param(CIFAR.name, marks=pytest.mark.thorough)],
+)
 def test_engines_give_the_same_results(example, tmp_path):
     command = [sys.executable, ROOT / "tools" / "exam.py", example_folder(example), "--deploy"]
     command += ["--only", "engines", "--run-config", as_run_config(EXAMPLES[example])]

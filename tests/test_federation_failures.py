@@ -38,17 +38,17 @@ def log_of(federation: Federation, run_id: int) -> str:
 
 
 def test_strangers_are_refused_and_bad_updates_left_out(faulty_app, tmp_path, monkeypatch):
-    """Two SuperNodes are good, three send nonsense, and strangers of four kinds are refused."""
-    for partition, fault in {2: "nan", 3: "shape", 4: "enormous"}.items():
-        monkeypatch.setenv(f"FAULT_{partition}", fault)
+    """Two SuperNodes are good, one sends NaN, and strangers of four kinds are refused."""
+    monkeypatch.setenv("FAULT_2", "nan")
     monkeypatch.chdir(tmp_path)
     make_certificates(tmp_path / "other")
     with Federation(faulty_app, tmp_path / "federation", warm=True, verbose=False) as federation:
-        for partition in range(5):
-            federation.start_supernode(partition, 8)
-        unregistered = federation.start_supernode(5, 8, register=False, wait=False)
-        other_ca = federation.start_supernode(6, 8, ca=tmp_path / "other" / "ca.crt", wait=False)
-        plain = federation.start_supernode(7, 8, secure=False, wait=False)
+        for partition in range(3):
+            federation.start_supernode(partition, 6)
+        federation.preload = []  # strangers answer no message
+        unregistered = federation.start_supernode(3, 6, register=False, wait=False)
+        other_ca = federation.start_supernode(4, 6, ca=tmp_path / "other" / "ca.crt", wait=False)
+        plain = federation.start_supernode(5, 6, secure=False, wait=False)
         assert impostor_is_refused_with(federation) in ("UNAUTHENTICATED", "401 Unauthorized")
 
         config = "dataset='digits' partitioning='iid' num-server-rounds=1"
@@ -56,13 +56,8 @@ def test_strangers_are_refused_and_bad_updates_left_out(faulty_app, tmp_path, mo
         assert federation.follow(run_id) == "finished:completed"
 
         log = log_of(federation, run_id)
-        assert "train: sampled 5 of 5 clients" in log
-        for partition, problem in {
-            2: r"0\.weight holds NaN or infinity",
-            3: r"0\.weight has shape \(31, 3, 3, 3\), not \(32, 3, 3, 3\)",
-            4: r"its update is .* times as long as the median",
-        }.items():
-            assert re.search(f"Partition {partition} left out of training: {problem}", log)
+        assert "train: sampled 3 of 3 clients" in log
+        assert "Partition 2 left out of training: 0.weight holds NaN or infinity" in log
         assert results(tmp_path)[1]["evaluate_metrics_serverapp"]["loss"] < 10
 
         for part, refusal in {
@@ -73,7 +68,7 @@ def test_strangers_are_refused_and_bad_updates_left_out(faulty_app, tmp_path, mo
             wait(lambda: part.says(refusal), 200, f"{part.name}: {refusal}")  # noqa: B023
             assert not part.connected()
         assert unregistered.process.wait(200) == 1
-        assert sorted(federation.nodes().values()) == ["online"] * 5 + ["registered"]
+        assert sorted(federation.nodes().values()) == ["online"] * 3 + ["registered"]
     assert processes_of(tmp_path / "federation") == []
 
 

@@ -1,6 +1,5 @@
 """Ctrl-C and SIGTERM end a run at once: the safe round is logged, no process left, resume exact."""
 
-import json
 import os
 import re
 import signal
@@ -10,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from on_this_machine import BIN, CIFAR, posix_only, wait
-from repository import ROOT, example_folder, example_names, flatten, load_toml, package_of
+from on_this_machine import BIN, CIFAR, offline, posix_only, results, run_here, wait
+from repository import ROOT, example_folder, example_names, package_of
 
-from kit.testing import marked, run, simulation, start
+from kit.testing import declared, marked, run, simulation, start
 
 SECONDS = 5  # for a run to end
 ROUNDS = 3
@@ -23,7 +22,7 @@ pytestmark = posix_only
 
 
 def settings_of(app: Path) -> dict:
-    return flatten(load_toml(app / "offline.toml")) | {"num-server-rounds": ROUNDS}
+    return offline(app, num_server_rounds=ROUNDS)
 
 
 def end(process: subprocess.Popen, number: int, folder: Path, to_group: bool) -> str:
@@ -37,11 +36,6 @@ def end(process: subprocess.Popen, number: int, folder: Path, to_group: bool) ->
     return (folder / "log").read_text()
 
 
-def results_in(folder: Path) -> list:
-    [path] = folder.glob("outputs/*/*/results.json")
-    return json.loads(path.read_text())
-
-
 @pytest.mark.parametrize(
     "example",
     [
@@ -49,13 +43,14 @@ def results_in(folder: Path) -> list:
         for name in example_names()
     ],
 )
-def test_interrupted_simulation_resumes_exactly(example, tmp_path):
+def test_interrupted_simulation_resumes_exactly(example, tmp_path, monkeypatch):
     """SIGINT ends it in the second round, SIGTERM in the third; then it runs to the end."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     app, folders = example_folder(example), [tmp_path / "whole", tmp_path / "interrupted"]
     for folder in folders:
         folder.mkdir()
-    done = run(simulation(app, settings_of(app)), folders[0])
-    assert done.returncode == 0, done.stdout
+    nodes = declared(app)["federations"]["local-simulation"]["options"]["num-supernodes"]
+    run_here(app, nodes, settings_of(app), folders[0])
 
     settings, folder = settings_of(app), folders[1]
     for number, server_round in ((signal.SIGINT, 2), (signal.SIGTERM, 3)):
@@ -65,9 +60,8 @@ def test_interrupted_simulation_resumes_exactly(example, tmp_path):
         said = re.search(r"Interrupted; round (\d) is safe: resume-from='(.*)'", log)
         assert int(said[1]) == server_round - 1
         settings |= {"resume-from": said[2]}
-    done = run(simulation(app, settings), folder)
-    assert done.returncode == 0, done.stdout
-    assert results_in(folder) == results_in(folders[0])
+    run_here(app, nodes, settings, folder)
+    assert results(folder) == results(folders[0])
 
 
 @pytest.mark.parametrize("number", TO_GROUP)

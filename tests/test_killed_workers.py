@@ -8,27 +8,27 @@ from pathlib import Path
 
 import psutil
 import pytest
-from on_this_machine import posix_only, results
-from repository import example_folder, flatten, load_toml
+from on_this_machine import offline, posix_only, results, run_here
+from repository import example_folder
 
-from kit.testing import marked, run, simulation, start
+from kit.testing import marked, simulation, start
 
 APP = example_folder("advanced-pytorch")
 CLIENTS = 50
+SETTINGS = offline(APP, num_server_rounds=4)
 
 pytestmark = posix_only
 
 
 def command(workers: int) -> list[str]:
-    settings = flatten(load_toml(APP / "offline.toml")) | {"num-server-rounds": 4}
-    words = simulation(APP, settings, CLIENTS)
+    words = simulation(APP, SETTINGS, CLIENTS)
     return [word.replace('"num_cpus": 1}, "cl', f'"num_cpus": {workers}}}, "cl') for word in words]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> list:
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert run(command(2), folder).returncode == 0
+    run_here(APP, CLIENTS, SETTINGS, folder)
     return results(folder)
 
 
@@ -41,8 +41,9 @@ def workers_of(folder: Path) -> list[int]:
     [(2, 1), *(pytest.param(*case, marks=pytest.mark.thorough) for case in ((1, 1), (2, 2)))],
 )
 def test_killed_workers_are_replaced_and_their_clients_asked_again(
-    workers, killed, undisturbed, tmp_path
+    workers, killed, undisturbed, tmp_path, monkeypatch
 ):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     process = start(command(workers), tmp_path, lambda log: "[ROUND 3/" in log)
     time.sleep(0.1)
     for pid in workers_of(tmp_path)[:killed]:

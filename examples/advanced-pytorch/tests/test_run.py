@@ -56,6 +56,7 @@ def test_model_file_is_the_best_global_model(finished):
     assert accuracy == pytest.approx(best, abs=1e-6)
 
 
+@pytest.mark.thorough
 def test_killed_and_resumed_gives_the_same_results(finished, tmp_path):
     """Killed in the middle of a round, then resumed in the same folder."""
     command = simulation(APP, APP / "offline.toml")

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import logging
+import sys
 import sysconfig
 from collections.abc import Iterator
 from functools import lru_cache
@@ -19,6 +20,8 @@ from flowertune_llm.models import load_tokenizer, load_turn_ends, vocabulary_siz
 
 FLOWER = logging.getLogger("flwr")  # without importing Flower: centralised training needs none
 IGNORED = -100  # label of tokens that do not count in the loss
+# What makes "python-docs": part of its key in the cache of `datasets`.
+MADE_BY = f"{Path(__file__).read_text()} Python {sys.version}"
 
 
 class Split(NamedTuple):
@@ -42,7 +45,7 @@ def load_split(name: str, test_examples: int, seed: int) -> Split:
         RuntimeError: the data cannot be reached, or lacks columns, answers or rows.
     """
     if name == "python-docs":
-        data = Dataset.from_list(list(python_docs()))
+        data = Dataset.from_generator(python_docs, gen_kwargs={"made_by": MADE_BY})
     else:
         data = load_rows(name, "train")
     if not {"instruction", "output"} <= set(data.column_names):
@@ -74,10 +77,14 @@ def load_split(name: str, test_examples: int, seed: int) -> Split:
     return Split(parts["train"], parts["test"], len(data) - len(answered))
 
 
-def python_docs() -> Iterator[dict[str, str]]:
+def python_docs(made_by: str = MADE_BY) -> Iterator[dict[str, str]]:
     """Yield a question and its answer for each documented name of Python's standard library.
 
     The source files are read, nothing is imported. The answer is the docstring's first paragraph.
+    This takes seconds, so that `datasets` keeps the rows for all later processes.
+
+    Args:
+        made_by: code and Python version, for the key of the cache.
     """
     library = Path(sysconfig.get_path("stdlib"))
     for path in sorted([*library.glob("*.py"), *library.glob("*/*.py")]):

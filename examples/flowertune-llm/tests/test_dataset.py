@@ -4,6 +4,8 @@ import shutil
 
 import pytest
 from datasets import Dataset
+from datasets.exceptions import DatasetGenerationError
+from flowertune_llm import dataset
 from flowertune_llm.central import report_data
 from flowertune_llm.config import Config
 from flowertune_llm.dataset import IGNORED, encode, load_partition, load_split, render
@@ -40,6 +42,17 @@ def test_python_docs_are_questions_and_real_docstrings():
     asked = "In Python, what does textwrap.dedent(text) do?"
     assert answers[both.index(asked)].startswith("Remove any common leading whitespace")
     assert not set(split.train["question"]) & set(split.test["question"])
+
+
+def test_python_docs_are_read_again_by_other_code_only(monkeypatch):
+    before = load_split("python-docs", 64, 42)
+    monkeypatch.setattr(dataset, "documented", None)  # is not called
+    load_split.cache_clear()
+    assert load_split("python-docs", 64, 42).train[:] == before.train[:]
+    monkeypatch.setattr(dataset, "MADE_BY", "other code")
+    load_split.cache_clear()
+    with pytest.raises(DatasetGenerationError):
+        load_split("python-docs", 64, 42)
 
 
 def test_clients_share_nothing(small):

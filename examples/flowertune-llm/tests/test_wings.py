@@ -9,7 +9,11 @@ from flowertune_llm.kit.testing import as_run_config, copy, offline, results, ru
 WINGS = {"layerwise": "# layerwise", "profiler": "# profiler"}
 
 
-@pytest.mark.parametrize("left_out", [("layerwise",), ("profiler",), tuple(WINGS)], ids="+".join)
+@pytest.mark.parametrize(
+    "left_out",
+    [("layerwise",), ("profiler",), pytest.param(tuple(WINGS), marks=pytest.mark.thorough)],
+    ids="+".join,
+)
 def test_app_runs_without(left_out, small_model, tmp_path):
     app = copy(tmp_path, "tests")
     for wing in left_out:

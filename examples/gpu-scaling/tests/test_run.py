@@ -172,7 +172,14 @@ def test_workers_that_die_cost_their_clients_step_only(tmp_path, caplog):
     assert [c["partition"] for c in history[2]["clients"] if "train_loss" in c] == [0, 4, 5]
 
 
-@pytest.mark.parametrize("wings", [["executors"], ["supernodes"], ["executors", "supernodes"]])
+@pytest.mark.parametrize(
+    "wings",
+    [
+        ["executors"],
+        ["supernodes"],
+        pytest.param(["executors", "supernodes"], marks=pytest.mark.thorough),
+    ],
+)
 def test_the_app_runs_without_its_wings(wings, tmp_path):
     """As their docstrings say: the folder goes, and the lines that are marked."""
     app = copy(tmp_path, "run.sh")

@@ -1,7 +1,6 @@
 """A client with a fault in training, which FAULT_<partition> in the environment names.
 
-It is raise, nan, shape, enormous, or sleep:<file> (for ever, the first time; the file gets the
-process's id).
+It is nan, or sleep:<file> (for ever, the first time; the file gets the process's id).
 """
 
 import os
@@ -26,13 +25,9 @@ class FaultyClient(ClientApp):
                 marker.write_text(str(os.getpid()))
                 time.sleep(3600)
             return client_app.app(message, context)
-        if fault == "raise":
-            raise OSError("the disk is full")
         reply = client_app.app(message, context)
         arrays = reply.content["arrays"]
-        weight = arrays["0.weight"].numpy()
-        bad = {"nan": weight * np.nan, "shape": weight[1:], "enormous": weight + np.float32(1e9)}
-        arrays["0.weight"] = Array(bad[fault])
+        arrays["0.weight"] = Array(arrays["0.weight"].numpy() * np.nan)
         return reply
 
 

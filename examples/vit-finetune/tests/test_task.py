@@ -130,6 +130,7 @@ def test_real_weights_want_their_own_normalization(real_data, offline):
         "dataset": str(real_data / "oxford-flowers"),
         "model_weights": str(real_data / "vit-tiny" / "vit_tiny_patch16_224_torchvision.pth"),
         "image_size": 224,
+        "precision": "auto",
     }
     found = task.better_normalization(offline(**changes, model_normalization="imagenet"))
     assert found[::2] == ("half", "imagenet")
