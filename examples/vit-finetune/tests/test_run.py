@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from datasets import load_dataset
 from flwr.app import Array
 from torch import nn
 from torchvision import models
@@ -29,7 +28,6 @@ from vit_finetune.models import Backbone
 # The numbers that the README promises: digits offline, and flowers with the real weights.
 OFFLINE_ACCURACY, OFFLINE_TOLERANCE = 0.94, 0.03
 FLOWERS_ACCURACY, FLOWERS_TOLERANCE = 0.845, 0.02
-THIRD_ACCURACY = 0.618  # of flowers, where only each third image is there
 
 pytestmark = posix_only
 
@@ -188,22 +186,13 @@ def test_clients_without_features_or_sums_are_left_out_of_the_closed_form(tmp_pa
     assert [client["partition"] for client in history[1]["clients"]] == [1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    ("share", "expected"),
-    [(3, THIRD_ACCURACY), pytest.param(1, FLOWERS_ACCURACY, marks=pytest.mark.thorough)],
-)
-def test_real_flowers_with_real_weights(share, expected, real_data, tmp_path):
-    """On each third image; as the README has it, on all."""
-    for split, rows in load_dataset(str(real_data / "oxford-flowers")).items():
-        rows.select(range(0, len(rows), share)).to_parquet(
-            tmp_path / "flowers" / f"{split}.parquet"
-        )
+def test_real_flowers_with_real_weights(real_data, tmp_path):
     changes = {
-        "dataset": str(tmp_path / "flowers"),
+        "dataset": str(real_data / "oxford-flowers"),
         "model__weights": str(real_data / "vit-tiny" / "vit_tiny_patch16_224_torchvision.pth"),
         "model__normalization": "half",
         "image_size": 224,
         "test_fraction": 0.0,
     }
     accuracy = in_process(tmp_path, 20, **changes)[20]["evaluate_metrics_serverapp"]["accuracy"]
-    assert accuracy == pytest.approx(expected, abs=FLOWERS_TOLERANCE)
+    assert accuracy == pytest.approx(FLOWERS_ACCURACY, abs=FLOWERS_TOLERANCE)
