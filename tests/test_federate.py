@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -53,9 +54,12 @@ def federate(script: Path, folder: Path, *words: str, **more: str) -> str:
     ],
 )
 def test_one_client_trains_as_the_script_does_and_two_run(name, steps, config, tmp_path):
-    told = federate(SCRIPTS / f"{name}.py", tmp_path)
+    (tmp_path / "scripts").mkdir()
+    script = Path(shutil.copy(SCRIPTS / f"{name}.py", tmp_path / "scripts"))
+    told = federate(script, tmp_path)
     assert SAME in told, told
     assert f"{steps} steps" in told
+    assert [path for path in script.parent.rglob("*") if path.is_file()] == [script]
     app = tmp_path / "my-app"
     assert files(app / "my_app" / "kit") == files(ROOT / "kit")
     own = (app / "my_app" / "own" / f"{name}.py").read_bytes()

@@ -102,6 +102,29 @@ def own_random_numbers() -> Iterator[None]:
     np.random.set_state(numpy_)
 
 
+@contextlib.contextmanager
+def saved_in_memory() -> Iterator[None]:
+    """Keep what `torch.save` writes in memory: the user's files stay as they are."""
+    save, load, kept = torch.save, torch.load, dict[Path, bytes]()
+
+    def keep(value: Any, file: Any, *more: Any, **options: Any) -> None:
+        named = isinstance(file, str | Path)
+        target = io.BytesIO() if named else file
+        save(value, target, *more, **options)
+        if named:
+            kept[Path(file).absolute()] = target.getvalue()
+
+    def read(file: Any, *more: Any, **options: Any) -> Any:
+        known = kept.get(Path(file).absolute()) if isinstance(file, str | Path) else None
+        return load(io.BytesIO(known) if known else file, *more, **options)
+
+    torch.save, torch.load = keep, read
+    try:
+        yield
+    finally:
+        torch.save, torch.load = save, load
+
+
 def threads() -> int:
     """Return the number of threads that a client of this app has."""
     text = (app_folder() / "pyproject.toml").read_text()
@@ -174,7 +197,8 @@ def script_alone(config: Config, initial: Arrays, steps: Steps) -> Arrays:
 def alone(run_config: dict[str, Any]) -> Arrays:
     """Return the weights after the script's own training; the settings are pyproject.toml's."""
     config = Config.from_run_config(run_config)
-    arrays = script_alone(config, models.to_arrays(task.build(config)), Steps())
+    with saved_in_memory():
+        arrays = script_alone(config, models.to_arrays(task.build(config)), Steps())
     return {name: np.atleast_1d(value) for name, value in arrays.items()}  # as they are sent
 
 
@@ -200,9 +224,10 @@ def compare(overrides: dict[str, Any] | None = None) -> Verdict:
     config = Config.from_run_config(known | overrides)
     initial = models.to_arrays(task.build(config))
     script, client = Steps(), Steps()
-    with pytorch_threads(threads()):
-        expected = script_alone(config, initial, script)
-    arrays = one_client(overrides, client)
+    with saved_in_memory():
+        with pytorch_threads(threads()):
+            expected = script_alone(config, initial, script)
+        arrays = one_client(overrides, client)
     counts = f"{len(expected)} tensors, {len(script.checksums)} steps"
     if all(same(value, arrays[name]) for name, value in expected.items()):
         moved = [name for name, value in initial.items() if not same(value, expected[name])]
