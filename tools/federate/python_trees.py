@@ -178,6 +178,8 @@ def returned(function: ast.FunctionDef) -> list[str] | None:
     """Return a name for each figure that a function returns; None where it returns nothing."""
     if not (found := results(function)):
         return None
+    if isinstance(found[0], ast.Dict):  # it names them itself
+        return []
     parts = found[0].elts if isinstance(found[0], ast.Tuple) else [found[0]]
     return [figure(part) for part in parts]
 

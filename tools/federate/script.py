@@ -6,6 +6,7 @@ stands right there, and tests.
 """
 
 import ast
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -175,6 +176,13 @@ class Script:
 
     def makes_model(self, makers: set[str]) -> bool:
         return bool(makers & self.models) or any(map(MAKERS.fullmatch, makers))
+
+    def relative_paths(self) -> list[str]:
+        """Return the files that the script names, and that lie beside it."""
+        nodes = [node for t in (self.tree, *self.modules.values()) for node in ast.walk(t)]
+        texts = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+        named = {t for t in texts if re.fullmatch(r"[\w./-]+\.\w+", t) and not t.startswith("/")}
+        return sorted(t for t in named if (self.path.parent / t).is_file())
 
     def drivers(self) -> Iterator[tuple[Driver, list[ast.stmt]]]:
         yield None, self.block

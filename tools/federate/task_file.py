@@ -11,6 +11,7 @@ from .inline import InlineTest, quiet
 from .python_trees import (
     base,
     called,
+    callers,
     changed,
     defaults,
     expression,
@@ -24,10 +25,11 @@ from .python_trees import (
     returned,
     shown,
     sliced,
+    statements,
     trains,
 )
 from .training import Training
-from .words import COMMAND_LINES, DATA, DRAWS, EPOCHS
+from .words import COMMAND_LINES, DATA, DRAWS, EPOCHS, FIGURES, FILLS, FITS
 
 
 class Prefixed(ast.NodeTransformer):
@@ -95,6 +97,13 @@ class Task:
                     f"{function.name}() uses {name!r}, which is bound only under `if __name__ == "
                     f'"__main__":`: give it to the function as a parameter, or bind it above'
                 )
+        for statement in self.found.before:
+            for name in sorted(filled(statement) & names(self.script.loose, ast.Store)):
+                if reader := self.script.reader(name):
+                    refuse(
+                        f"{reader}, a global name, and {lines(statement)}, which a client does not "
+                        f"run, fill it: make it in a function, `{name} = make_{name}(…)`"
+                    )
         for statement in self.script.loose:
             if any(name in COMMAND_LINES for _, name in called(statement)):
                 refuse(
@@ -117,6 +126,7 @@ class Task:
         found, before = self.found, self.found.before
         training = self.train_statement()
         tested, result = self.test_statements()
+        tested = self.last_epoch(free([*tested, result])) + tested
         first = getattr(found.test.node, "lineno", 0)
         later = [s for s in found.after if s.lineno < first]
         if self.inline and found.test.node in found.epochs:
@@ -129,6 +139,7 @@ class Task:
             "train": self.without_data(before, free(training), held),
             "evaluate": self.without_data(before + later, free([*tested, result]), held),
         }
+        self.needs = needs
         self.set_epochs([*needs["train"], *training])
         shared = self.shared(needs, held)
         self.settings = [s for s in before if s in shared]
@@ -154,7 +165,7 @@ class Task:
         for kind, body in self.bodies.items():
             needed = free([*body, *rest[kind]])
             self.handed[kind] = sorted(needed & bound - given[kind])
-            self.check_bound(needed - bound - given[kind])
+            self.check_bound(needed - bound - given[kind], kind)
         self.returned = sorted({name for handed in self.handed.values() for name in handed})
 
     def without_data(
@@ -197,12 +208,37 @@ class Task:
                 break
             found = [s for s in found if s not in worse]
         made = names(found, ast.Store) | self.script.globals
-        if any(map(DATA.search, names(found, ast.Store))):  # drawn as the script draws it
+        if self.drawn(found):  # as the script draws it
             found += [s for s in needs["data"] if is_seed(s) and not names(s) - made]
         return found
 
-    def check_bound(self, missing: set[str]) -> None:
+    def drawn(self, statements: Sequence[ast.stmt]) -> bool:
+        """Tell whether statements make data, or draw: they are run once, seeded."""
+        return self.draws(statements) or any(map(DATA.search, names(statements, ast.Store)))
+
+    def draws(self, statements: Sequence[ast.stmt]) -> bool:
+        """Tell whether statements draw random numbers, themselves or in the script's functions."""
+        own = self.script.functions
+        known = callers(own, {n for n, f in own.items() if any(map(draws, called(f)))})
+        return any(c[1] in known or draws(c) for s in statements for c in called(s))
+
+    def last_epoch(self, needed: set[str]) -> list[ast.stmt]:
+        """Return what binds the counter of epochs, where the test takes it."""
+        loop = self.found.statement
+        if not self.found.epochs or names(loop.target, ast.Store) - needed:
+            return []
+        count = [node for node, name in called(loop.iter) if name == "range"]
+        target = ast.unparse(loop.target)
+        return [s for c in count[:1] for s in statements(f"{target} = {ast.unparse(c)}[-1]")]
+
+    def check_bound(self, missing: set[str], kind: str) -> None:
         found = self.found
+        training = names(found.statement, ast.Store) - names(found.before, ast.Store)
+        for name in sorted(missing & training if kind == "evaluate" else ()):
+            refuse(
+                f"{self.calls[1]} takes {name!r}, which the training makes, "
+                f"{lines(found.statement)}, and a client tests apart from it: leave it out"
+            )
         made = names([*found.before, *found.earlier], ast.Store) & missing - self.script.globals
         for name in sorted(made - set(dir(builtins))):
             statement = next(
@@ -250,10 +286,10 @@ class Task:
         for each in reversed(loop.body if self.found.epochs else []):
             if trains(each):
                 break
-            if isinstance(each, ast.Assign | ast.AugAssign):
+            if isinstance(each, ast.Assign | ast.AugAssign) and not self.found.tests(each):
                 for name in sorted(names(each, ast.Store)):
                     made.setdefault(figure(ast.Name(name, ast.Load())), name)
-        made = {kind: name for kind, name in made.items() if kind in ("loss", "accuracy")}
+        made = {kind: name for kind, name in made.items() if kind in FIGURES}
         loss = self.found.call.node.func.value
         loss = next(iter(loss.args), loss) if isinstance(loss, ast.Call) else loss  # of a scaler
         if "loss" not in made and isinstance(loss, ast.Name):
@@ -293,7 +329,7 @@ class Task:
         given = {argument.parameter for argument in test.arguments}
         if test.name in ("test", "validate") and not test.function and "model" not in given:
             test.node.keywords.append(ast.keyword("model", ast.Name(self.model, ast.Load())))
-        named = returned(test.function) if test.function else []
+        named = self.test_names()
         if named is None:
             result = expression(self.ours("glue.printed(lambda: _)"))
             result.args[0].body = test.node
@@ -301,6 +337,19 @@ class Task:
             result = expression(self.ours("glue.figures(_)"))
             result.args = [test.node, *map(ast.Constant, named)]
         return [], result
+
+    def test_names(self) -> list[str] | None:
+        """Return the names of what a function that tests returns, or its caller makes of it."""
+        test = self.found.test
+        named = returned(test.function) if test.function else []
+        for each in ast.walk(ast.Module(self.script.body(self.found.driver), [])):
+            if isinstance(each, ast.Assign) and each.value is test.node and named:
+                target = each.targets[0]
+                parts = target.elts if isinstance(target, ast.Tuple) else [target]
+                pairs = zip(map(figure, parts), named, strict=False)
+                given = [theirs if theirs in FIGURES else own for theirs, own in pairs]
+                named = given if len({*given}) == len(named) else named
+        return named
 
     def set_epochs(self, body: list[ast.stmt]) -> None:
         """Put `local-epochs` where the script says how many."""
@@ -347,7 +396,7 @@ class Task:
         train_data, test_data, model = self.train_data, self.test_data, self.model
         functions = []
         if self.settings:
-            drawn = any(map(DATA.search, names(self.settings, ast.Store)))
+            drawn = self.drawn(self.settings)
             cached = "@cache\n" if drawn else ""
             functions.append(
                 self.function(
@@ -410,7 +459,7 @@ class Task:
         """Return what comes before the functions."""
         name = self.script.path.stem
         script = self.ours(f"from {self.package}.own import {name} as script")
-        if any(inner in DRAWS for s in self.script.loose for _, inner in called(s)):
+        if self.draws(self.script.loose):
             why = "# what the script draws when imported is the same everywhere"
             script = f"\n{self.ours('glue.reseed(42)')}  {why}\n{script}  # noqa: E402"
         glue = self.ours("glue")
@@ -444,7 +493,8 @@ class Task:
         needed = self.handed[kind]
         unpacked = ", ".join(name if name in needed else "_" for name in self.returned)
         comma = "," if len(self.returned) == 1 else ""
-        return self.own(f"{unpacked}{comma} = settings(config)") if needed else []
+        made = self.ours("settings(config)")
+        return ast.parse(f"{unpacked}{comma} = {made}").body if needed else []
 
     def function(
         self,
@@ -464,13 +514,22 @@ class Task:
         lines = "\n".join([f'"""{explanation}"""', *texts]).split("\n")
         return "\n".join([self.ours(signature), *(f"    {line}" for line in lines), ""])
 
+    def fitted(self) -> list[ast.stmt]:
+        """Return what takes a scaler, a vocabulary or weights from all training data."""
+        own = self.script.functions
+        known = callers(own, {n for n, f in own.items() if fits(f)})
+        data = self.needs["data"]
+        made = names(data, ast.Store)
+        places = [*data, *(s for s in self.needs["train"] if s not in data and names(s) & made)]
+        return [s for s in places if fits(s) or known & {name for _, name in called(s)}]
+
     def told(self) -> list[str]:
         """Return what was found, a line each."""
         found = self.found
         if self.inline:
             figures = ", ".join(found.test.figures)
         else:
-            named = returned(found.test.function) if found.test.function else []
+            named = self.test_names()
             figures = "by what it prints" if named is None else ", ".join(named) or "its dict"
         said = [
             f"model  {self.model}" + ("" if found.alone else f", made {found.place}"),
@@ -485,11 +544,39 @@ class Task:
         ):
             told = [f"    {shown(s)}" for s in left_out if not noise(s)]
             said += [f"{why}:", *told] if told else []
+        anew = {id(s): s for n, s in found.of_model().items() if n in names(self.training)}
+        if anew:
+            said.append("made of the model anew in each round, and not averaged:")
+            said += [f"    {shown(s)}" for s in anew.values()]
+        if fitted := self.fitted():
+            said.append("on all clients' data, which nobody has where each keeps its own:")
+            said += [f"    {shown(s)}" for s in fitted]
         if found.others:
             said.append(f"between epochs each client tests on all of {', '.join(found.others)}")
+        if paths := self.script.relative_paths():
+            where = "are found where you stand only: give whole paths"
+            said.append(f"{', '.join(paths)} {where}")
         if not self.has_epochs:
             said.append("local-epochs is no setting: the script alone says how many it trains")
         return said
+
+
+def filled(statement: ast.stmt) -> set[str]:
+    """Return the names of dicts and lists that a statement fills."""
+    nodes = list(ast.walk(statement))
+    items = [n for n in nodes if isinstance(n, ast.Subscript) and isinstance(n.ctx, ast.Store)]
+    methods = [c.func for n in nodes for c, name in called(n) if name in FILLS]
+    return {n.value.id for n in [*items, *methods] if isinstance(getattr(n, "value", 0), ast.Name)}
+
+
+def fits(node: ast.AST) -> bool:
+    """Tell whether it takes something from all examples that it is given."""
+    return any(FITS.fullmatch(name) for _, name in called(node))
+
+
+def draws(found: tuple[ast.Call, str]) -> bool:
+    """Tell whether a call draws random numbers."""
+    return bool(DRAWS.search(ast.unparse(found[0].func)))
 
 
 class Put(ast.NodeTransformer):
