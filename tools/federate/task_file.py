@@ -18,6 +18,7 @@ from .python_trees import (
     figure,
     free,
     is_seed,
+    last,
     lines,
     names,
     noise,
@@ -29,7 +30,7 @@ from .python_trees import (
     trains,
 )
 from .training import Training
-from .words import COMMAND_LINES, DATA, DRAWS, EPOCHS, FIGURES, FILLS, FITS
+from .words import COMMAND_LINES, DATA, DRAWS, EPOCHS, FIGURES, FILLS, FITS, NOISE
 
 
 class Prefixed(ast.NodeTransformer):
@@ -71,6 +72,8 @@ class Task:
             if self.inline
             else ast.unparse(found.test.node),
         ]
+        self.sizes = self.sizes_of(found.train_data, self.train_data)
+        self.sizes |= self.sizes_of(found.test_data, self.test_data)
         self.check_globals()
         self.prepare()
 
@@ -87,11 +90,31 @@ class Task:
     def parameter(value: ast.expr, otherwise: str) -> str:
         return value.id if isinstance(value, ast.Name) else otherwise
 
+    def sizes_of(self, data: ast.expr, loader: str) -> dict[str, ast.expr]:
+        """Return the names of what a loader is made of, each with the size of a client's part."""
+        found: set[str] = set()
+        for statement in (s for s in self.found.before if isinstance(s, ast.Assign)):
+            target, value = statement.targets[0], statement.value
+            pairs = [(target, value)]
+            if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+                pairs = list(zip(target.elts, value.elts, strict=False))
+            for name, made in pairs:
+                if ast.unparse(name) == ast.unparse(data) and isinstance(made, ast.Call):
+                    is_loader = last(made.func).lower().endswith("loader")
+                    found |= names([*made.args, *made.keywords]) if is_loader else set()
+        return {name: expression(f"len({loader}.dataset)") for name in found}
+
     def check_globals(self) -> None:
         """Refuse functions that need what is bound only where the file is run by itself."""
         block = names(self.script.block, ast.Store) - self.script.globals
         functions = (self.found.call.function, getattr(self.found.test, "function", None))
         for function in filter(None, functions):
+            whole = {n.args[0].id for n, f in called(function) if f == "len" and is_name(n.args)}
+            for name in sorted(binds_and_reads(function)[1] & whole & self.sizes.keys()):
+                refuse(
+                    f"{function.name}() takes the length of all of {name!r}, a global name, and a "
+                    "client has a part: write `len(loader.dataset)`, of the loader that it is given"
+                )
             for name in sorted(binds_and_reads(function)[1] & block):
                 refuse(
                     f"{function.name}() uses {name!r}, which is bound only under `if __name__ == "
@@ -124,6 +147,14 @@ class Task:
     def prepare(self) -> None:
         """Find the statements of each function, and those that more than one has."""
         found, before = self.found, self.found.before
+        both = names([found.train_data, found.test_data])
+        whole = sliced(before, {self.model} | both)
+        for place in [*before, found.statement, *found.after, ast.Expr(found.test.node)]:
+            if place not in whole:
+                Sized(self.sizes).visit(place)
+        if self.inline:
+            places = [*self.inline.body, ast.Expr(ast.Dict([], [*self.inline.figures.values()]))]
+            [Sized(self.sizes).visit(place) for place in places]
         training = self.train_statement()
         tested, result = self.test_statements()
         tested = self.last_epoch(free([*tested, result])) + tested
@@ -132,7 +163,6 @@ class Task:
         if self.inline and found.test.node in found.epochs:
             later = [s for s in self.inline.before if not trains(s)]
         held = {self.model} | self.data
-        both = names([found.train_data, found.test_data])
         needs = {
             "build": sliced(before, {self.model}),
             "data": sliced(before + later, both, {self.model}, seeds=True),
@@ -208,6 +238,9 @@ class Task:
                 break
             found = [s for s in found if s not in worse]
         made = names(found, ast.Store) | self.script.globals
+        drawing = [i for i, s in enumerate(needs["data"]) if self.draws([s])]
+        if self.draws(found) and drawing:  # one after the other
+            found += [s for s in needs["data"][: drawing[-1] + 1] if s not in found]
         if self.drawn(found):  # as the script draws it
             found += [s for s in needs["data"] if is_seed(s) and not names(s) - made]
         return found
@@ -407,6 +440,7 @@ class Task:
                 )
             )
         reseed = self.own("glue.reseed(config.seed)")
+        others = self.own("glue.reseed(config.seed + 1)")  # than those of the import
         functions.append(
             self.function(
                 "def build(config: Config) -> nn.Module:",
@@ -419,7 +453,11 @@ class Task:
             self.function(
                 "@cache\ndef data(config: Config) -> tuple[Any, Any]:",
                 "Return all training data and test data, each a DataLoader or a Dataset.",
-                [*self.fetched("data"), *reseed, *self.bodies["data"]],
+                [
+                    *self.fetched("data"),
+                    *(others if self.draws(self.script.loose) else reseed),
+                    *self.bodies["data"],
+                ],
                 ast.Tuple([self.found.train_data, self.found.test_data], ast.Load()),
             )
         )
@@ -523,6 +561,15 @@ class Task:
         places = [*data, *(s for s in self.needs["train"] if s not in data and names(s) & made)]
         return [s for s in places if fits(s) or known & {name for _, name in called(s)}]
 
+    def relative_paths(self) -> list[str]:
+        """Return the files that the parts name, and that lie beside the script."""
+        body = [s for part in self.needs.values() for s in part]
+        nodes = [n for each in [*body, *self.script.defined.values()] for n in ast.walk(each)]
+        texts = {n.value for n in nodes if isinstance(getattr(n, "value", 0), str)}
+        paths = {text for text in texts if re.fullmatch(r"[\w.-][\w./-]*\.\w+", text)}
+        saved = {getattr(n, "value", 0) for c in nodes if is_save(c) for n in ast.walk(c)}
+        return sorted(p for p in paths - saved if (self.script.path.parent / p).is_file())
+
     def told(self) -> list[str]:
         """Return what was found, a line each."""
         found = self.found
@@ -553,9 +600,8 @@ class Task:
             said += [f"    {shown(s)}" for s in fitted]
         if found.others:
             said.append(f"between epochs each client tests on all of {', '.join(found.others)}")
-        if paths := self.script.relative_paths():
-            where = "are found where you stand only: give whole paths"
-            said.append(f"{', '.join(paths)} {where}")
+        if paths := self.relative_paths():
+            said.append(f"found from where you stand only, give whole paths: {', '.join(paths)}")
         if not self.has_epochs:
             said.append("local-epochs is no setting: the script alone says how many it trains")
         return said
@@ -569,6 +615,10 @@ def filled(statement: ast.stmt) -> set[str]:
     return {n.value.id for n in [*items, *methods] if isinstance(getattr(n, "value", 0), ast.Name)}
 
 
+def is_save(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and bool(NOISE.fullmatch(last(node.func)))
+
+
 def fits(node: ast.AST) -> bool:
     """Tell whether it takes something from all examples that it is given."""
     return any(FITS.fullmatch(name) for _, name in called(node))
@@ -577,6 +627,22 @@ def fits(node: ast.AST) -> bool:
 def draws(found: tuple[ast.Call, str]) -> bool:
     """Tell whether a call draws random numbers."""
     return bool(DRAWS.search(ast.unparse(found[0].func)))
+
+
+def is_name(values: list[ast.expr]) -> bool:
+    return bool(values) and isinstance(values[0], ast.Name)
+
+
+class Sized(ast.NodeTransformer):
+    """The length of a client's part in the place of that of all data."""
+
+    def __init__(self, sizes: dict[str, ast.expr]) -> None:
+        self.sizes = sizes
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if last(node.func) == "len" and is_name(node.args):
+            return self.sizes.get(node.args[0].id, node)
+        return self.generic_visit(node)
 
 
 class Put(ast.NodeTransformer):

@@ -133,9 +133,9 @@ class Training:
             loop = loop.args[0] if isinstance(loop, ast.Call) and loop.args else loop
             if isinstance(loop, ast.Subscript) and isinstance(loop.slice, ast.Name):
                 refuse(
-                    f"`for … in {ast.unparse(each.iter)}`, line {each.lineno}, goes through another "
-                    f"loader in each phase: have {call.name}() take train_loader, and train on "
-                    "that alone; put the test into a function, `evaluate(model, test_loader)`"
+                    f"`for … in {ast.unparse(each.iter)}`, line {each.lineno}, goes through a "
+                    f"loader for each phase: have {call.name}() take one, train_loader, and train "
+                    "on that alone; put the test into a function, `evaluate(model, test_loader)`"
                 )
         if kind not in data:
             where = f"line {call.node.lineno}" if hasattr(call.node, "lineno") else "not called"
@@ -164,6 +164,7 @@ class Training:
             return inline
         self.check_tested(candidates)
         if not candidates:
+            self.check_whole()
             refuse(
                 f"nothing in {script.path.name} tests: no function with `no_grad` or `.eval()` "
                 "that takes the model, and no loop that calls it on a DataLoader. Write a function "
@@ -192,6 +193,17 @@ class Training:
                         f"({lines(made)}), and a federation averages and tests the model that is "
                         f"trained: test {self.model!r} (of a compiled one, write `{self.model} = "
                         f"torch.compile({self.model})`)"
+                    )
+
+    def check_whole(self) -> None:
+        """Refuse a test on all data at once."""
+        for each in [*self.epochs, *self.after]:
+            for node, name in called(each):
+                if name == self.model and not isinstance(each, ast.For) and not trains(each):
+                    refuse(
+                        f"`{ast.unparse(node)}`, line {node.lineno}, tests on all data at once, "
+                        "and a client has a part of it: write `for x, y in test_loader:` (of "
+                        "tensors: `DataLoader(TensorDataset(x, y), batch_size=…)`)"
                     )
 
     def of_model(self) -> dict[str, ast.stmt]:
