@@ -463,8 +463,8 @@ def test_names_of_the_scripts_and_epochs_that_a_test_takes(tmp_path):
 
 def test_what_no_client_can_do_alone_is_told(tmp_path):
     (tmp_path / "data.csv").touch()
-    made = "values = Scaler().fit_transform(read('data.csv'))\nnet = Net()\naverage = Average(net)"
-    look = "    with torch.no_grad():\n        look(net)\n    for x"
+    made = "values = Scaler().fit_transform(read('data.csv'))\nnet = Net()\naverage = Average(net)\nz = None"
+    look = "    with torch.no_grad():\n        picture = net(z)\n        show(picture)\n    for x"
     loop = INLINE.replace("net = Net()", made).replace("loaders()", "loaders(values)")
     loop = loop.replace("    for x", look).replace("step()", "step()\n        average.update(net)")
     text = HEAD + loop
@@ -474,7 +474,7 @@ def test_what_no_client_can_do_alone_is_told(tmp_path):
     assert "`values = Scaler().fit_transform(read('data.csv'))`" in told
     assert "found from where you stand only, give whole paths: data.csv" in told
     assert "made of the model anew in each round, and not averaged:" in told
-    assert "look(net)" not in task.text()
+    assert "picture" not in task.text()
 
 
 def test_folder_beside_the_script_is_read_and_copied(tmp_path):
