@@ -381,6 +381,10 @@ def test_scheduler_that_needs_a_test_keeps_it_and_other_tests_are_left_out(tmp_p
             HEAD + INLINE.replace("    for x", "    torch.manual_seed(epoch)\n    for x"),
             ["script.torch.manual_seed(epoch)\n        for x"],
         ),
+        (  # a first batch, that gives a lazy layer its shape
+            HEAD + INLINE.replace("optimizer =", "net(next(iter(trainloader))[0])\noptimizer ="),
+            ["net = script.Net()\n    net(next(iter(trainloader))[0])\n    return net"],
+        ),
         (  # a list that is filled
             (HEAD + INLINE).replace(
                 "net = Net()", "parts = []\nparts.append(Net())\nnet = nn.Sequential(*parts)"
@@ -463,7 +467,8 @@ def test_names_of_the_scripts_and_epochs_that_a_test_takes(tmp_path):
 
 def test_what_no_client_can_do_alone_is_told(tmp_path):
     (tmp_path / "data.csv").touch()
-    made = "values = Scaler().fit_transform(read('data.csv'))\nnet = Net()\naverage = Average(net)\nz = None"
+    made = "values = Scaler().fit_transform(read('data.csv'))\nz = values[0]\n"
+    made += "net = Net()\naverage = Average(net)"
     look = "    with torch.no_grad():\n        picture = net(z)\n        show(picture)\n    for x"
     loop = INLINE.replace("net = Net()", made).replace("loaders()", "loaders(values)")
     loop = loop.replace("    for x", look).replace("step()", "step()\n        average.update(net)")

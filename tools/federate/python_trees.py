@@ -128,7 +128,8 @@ def sliced(
     for statement in reversed(before):
         hit = seeds and is_seed(statement)
         if not hit and (appends(statement) or not noise(statement)):
-            hit = bool(changed(statement) & wanted) and not names(statement, ast.Store) & stop
+            of = names(statement, ast.Store) | {base(statement)}  # `model(batch)` makes no data
+            hit = bool(changed(statement) & wanted) and not of & stop
         if hit:
             chosen.append(statement)
             wanted |= names(statement) - stop
