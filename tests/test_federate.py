@@ -257,6 +257,11 @@ def task_of(text: str, folder: Path, **chosen: str) -> Task:
             r"'optimizer' is made together with the model \(line \d+\)",
         ),
         (
+            HEAD + TRAIN + BLOCK
+            + LOOP.replace("    for", "    net, optimizer = wrap(net)\n    for"),
+            r"'optimizer' is made together with the model .* prepare the model alone",
+        ),
+        (
             HEAD + TRAIN.replace("net, loader, optimizer", "epoch") + BLOCK + "\n    train(1)",
             r"train\(1\), line \d+, is given no model that its caller makes",
         ),
@@ -380,6 +385,14 @@ def test_scheduler_that_needs_a_test_keeps_it_and_other_tests_are_left_out(tmp_p
         (  # seeds of each epoch
             HEAD + INLINE.replace("    for x", "    torch.manual_seed(epoch)\n    for x"),
             ["script.torch.manual_seed(epoch)\n        for x"],
+        ),
+        (  # a scaler is fitted where what it returns is kept
+            HEAD + INLINE.replace("loaders()", "loaders(values)").replace(
+                "net = Net()",
+                "scaler = Scaler()\nvalues = scaler.fit_transform(read())\nnet = Net()",
+            )
+            .replace("test(net, testloader)\n", TEST.replace("+= len(y)", "+= scaler.inverse(y)")),
+            ["values = scaler.fit_transform(read())\n    return scaler, values"],
         ),
         (  # a first batch, that gives a lazy layer its shape
             HEAD + INLINE.replace("optimizer =", "net(next(iter(trainloader))[0])\noptimizer ="),

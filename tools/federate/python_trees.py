@@ -64,6 +64,8 @@ def changed(statement: ast.stmt) -> set[str]:
             found.add(base(each))
         elif isinstance(each, ast.Expr) and isinstance(each.value, ast.Call):
             found |= {base(each)} if appends(each) else set() if noise(each) else names(each)
+        elif isinstance(each, ast.Call) and last(each.func).startswith("fit"):  # of a scaler
+            found.add(base(each.func))
     for each in ast.walk(statement):  # what is gone through, in `for p in net.parameters(): …`
         if isinstance(each, ast.For) and any(
             names(each.target, ast.Store) & changed(inner) for inner in each.body

@@ -5,6 +5,7 @@ import builtins
 import copy
 import re
 from collections.abc import Sequence
+from typing import NoReturn
 
 from .app.federated_app.definitions import binds_and_reads
 from .inline import InlineTest, quiet
@@ -120,7 +121,12 @@ class Task:
                     f"{function.name}() uses {name!r}, which is bound only under `if __name__ == "
                     f'"__main__":`: give it to the function as a parameter, or bind it above'
                 )
+        needed = names([self.found.statement, self.found.train_data, self.found.test_data])
         for statement in self.found.before:
+            bound = names(statement, ast.Store) if isinstance(statement, ast.Assign) else set()
+            if self.model in bound and isinstance(statement.value, ast.Call):
+                for name in sorted(bound & needed - {self.model}):
+                    refuse_together(name, statement)
             for name in sorted(filled(statement) & names(self.script.loose, ast.Store)):
                 if reader := self.script.reader(name):
                     refuse(
@@ -282,10 +288,7 @@ class Task:
                     f"{name!r} is made by what trains or tests before the training, "
                     f"{lines(statement)}: make it apart"
                 )
-            refuse(
-                f"{name!r} is made together with the model ({lines(statement)}): make it apart, "
-                "from the model that is there, so that a client can make it for its own"
-            )
+            refuse_together(name, statement)
 
     def train_statement(self) -> list[ast.stmt]:
         """Return what trains, with the client's data, and with its result kept."""
@@ -325,6 +328,8 @@ class Task:
         made = {kind: name for kind, name in made.items() if kind in FIGURES}
         loss = self.found.call.node.func.value
         loss = next(iter(loss.args), loss) if isinstance(loss, ast.Call) else loss  # of a scaler
+        if "loss" not in ast.unparse(loss):  # of an accelerator
+            loss = next(iter(self.found.call.node.args), loss)
         if "loss" not in made and isinstance(loss, ast.Name):
             made["loss"] = loss.id
         values = ", ".join(f"{kind!r}: {name}" for kind, name in made.items())
@@ -613,6 +618,14 @@ def filled(statement: ast.stmt) -> set[str]:
     items = [n for n in nodes if isinstance(n, ast.Subscript) and isinstance(n.ctx, ast.Store)]
     methods = [c.func for n in nodes for c, name in called(n) if name in FILLS]
     return {n.value.id for n in [*items, *methods] if isinstance(getattr(n, "value", 0), ast.Name)}
+
+
+def refuse_together(name: str, statement: ast.stmt) -> NoReturn:
+    refuse(
+        f"{name!r} is made together with the model ({lines(statement)}): make it apart, from the "
+        "model that is there, so that a client can make it for its own (of an accelerator: prepare "
+        "the model alone, and move each batch to its device)"
+    )
 
 
 def is_save(node: ast.AST) -> bool:

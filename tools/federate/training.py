@@ -209,14 +209,14 @@ class Training:
     def of_model(self) -> dict[str, ast.stmt]:
         """Return the names of what is made of the model itself, no trainer, and where."""
         found = {}
-        for each in self.before:
+        for each in (s for s in self.before if self.model not in names(s, ast.Store)):
             value = each.value if isinstance(each, ast.Assign) else None
             for node, _ in called(value) if value else ():
                 given = {
                     getattr(a, "id", "") for a in [*node.args, *(k.value for k in node.keywords)]
                 }
                 if self.model in given and not self.script.makes_trainer(value):
-                    found |= dict.fromkeys(names(each, ast.Store) - {self.model}, each)
+                    found |= dict.fromkeys(names(each, ast.Store), each)
         return found
 
     def find_inline_test(self) -> InlineTest | None:

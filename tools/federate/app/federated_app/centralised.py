@@ -206,6 +206,10 @@ def compare(overrides: dict[str, Any] | None = None) -> Verdict:
     epochs = {"local-epochs": 0} if "local-epochs" in known else {}
     overrides = (overrides or {}) | ALONE | epochs
     config = Config.from_run_config(known | overrides)
+    try:
+        parts.load(config, 0, 1)
+    except TypeError as why:
+        raise ValueError(why) from why
     initial = models.to_arrays(task.build(config))
     script, client = Steps(), Steps()
     with pytorch_threads(threads()):
