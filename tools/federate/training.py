@@ -129,7 +129,7 @@ class Training:
     def check_given(self, call: Call, kind: str, data: dict[str, ast.expr]) -> None:
         """Refuse a call that gets no data, or goes through a loader for each phase."""
         for each in ast.walk(call.function) if call.function else ():
-            loop = each.iter if isinstance(each, ast.For) else None
+            loop = each.iter if isinstance(each, ast.For) and trains(each) else None
             loop = loop.args[0] if isinstance(loop, ast.Call) and loop.args else loop
             if isinstance(loop, ast.Subscript) and isinstance(loop.slice, ast.Name):
                 refuse(
