@@ -261,6 +261,11 @@ def task_of(text: str, folder: Path, **chosen: str) -> Task:
             r"'optimizer' is made together with the model \(line \d+\)",
         ),
         (
+            HEAD + TRAIN + BLOCK
+            + LOOP.replace("    for", "    net, optimizer = wrap(net)\n    for"),
+            r"'optimizer' is made together with the model .* prepare the model alone",
+        ),
+        (
             HEAD + TRAIN.replace("net, loader, optimizer", "epoch") + BLOCK + "\n    train(1)",
             r"train\(1\), line \d+, is given no model that its caller makes",
         ),
@@ -276,6 +281,37 @@ def task_of(text: str, folder: Path, **chosen: str) -> Task:
         (
             HEAD + TRAIN + BLOCK + LOOP.replace("train(net, trainloader,", "train(net, 3,"),
             r"train\(…\), line \d+, is given no data",
+        ),
+        (
+            HEAD + INLINE.replace("test(net", "test(average")
+            .replace("for epoch", "average = Average(net)\nfor epoch"),
+            r"is tested is 'average', made of the model \(line \d+\), and a federation averages",
+        ),
+        (
+            HEAD.split("def test")[0] + INLINE.replace("test(net, testloader)", "print(net(x))"),
+            r"`net\(x\)`, line \d+, tests on all data at once, and a client has a part",
+        ),
+        (
+            HEAD + TRAIN.replace("in loader", "in loaders[phase]")
+            .replace("net, l", "net, phase, l") + BLOCK + LOOP.replace("net, t", "net, 'train', t"),
+            r"goes through a loader for each phase: have train\(\) take one",
+        ),
+        (
+            HEAD.replace("testloader)\n", "testloader) / len(testset)\n") + TRAIN
+            + "testset = points(32, 1)" + BLOCK
+            + LOOP.replace("    opt", "    testloader = DataLoader(testset)\n    opt"),
+            r"test\(\) takes the length of all of 'testset', a global name, and a client has",
+        ),
+        (
+            HEAD.replace("self.layer(x)", "self.layer(x) * len(known)") + "known = {}"
+            + INLINE.replace("net = Net()", "for i in range(3):\n    known[i] = 1\nnet = Net()"),
+            r"Net\(\) reads 'known', a global name, and lines \d+ to \d+, .* fill it: make it in",
+        ),
+        (
+            (HEAD + TRAIN).replace("testloader):\n", "testloader, result):\n") + BLOCK
+            + LOOP.replace("        train(", "        result = train(")
+            .replace("testloader)\n", "testloader, result)\n"),
+            r"takes 'result', which the training makes, lines \d+ to \d+, and a client tests apart",
         ),
         (HEAD + "import no_such_package", "it imports no_such_package, which is not installed"),
         (HEAD + "import deepspeed", "deepspeed, line .* it trains in processes that DeepSpeed"),
@@ -354,6 +390,18 @@ def test_scheduler_that_needs_a_test_keeps_it_and_other_tests_are_left_out(tmp_p
             HEAD + INLINE.replace("    for x", "    torch.manual_seed(epoch)\n    for x"),
             ["script.torch.manual_seed(epoch)\n        for x"],
         ),
+        (  # a scaler is fitted where what it returns is kept
+            HEAD + INLINE.replace("loaders()", "loaders(values)").replace(
+                "net = Net()",
+                "scaler = Scaler()\nvalues = scaler.fit_transform(read())\nnet = Net()",
+            )
+            .replace("test(net, testloader)\n", TEST.replace("+= len(y)", "+= scaler.inverse(y)")),
+            ["values = scaler.fit_transform(read())\n    return scaler, values"],
+        ),
+        (  # a first batch, that gives a lazy layer its shape
+            HEAD + INLINE.replace("optimizer =", "net(next(iter(trainloader))[0])\noptimizer ="),
+            ["net = script.Net()\n    net(next(iter(trainloader))[0])\n    return net"],
+        ),
         (  # a list that is filled
             (HEAD + INLINE).replace(
                 "net = Net()", "parts = []\nparts.append(Net())\nnet = nn.Sequential(*parts)"
@@ -385,6 +433,80 @@ def test_early_stop_is_left_out_with_the_test_that_it_needs(tmp_path):
     assert "stop" not in train
     assert "meter.update" not in train
     assert "meter.update" in text
+
+
+def test_what_is_drawn_is_drawn_once_and_in_one_go(tmp_path):
+    """Else each client splits anew, and test examples are drawn as training examples were."""
+    made = "x, y = torch.randn(64, 8), torch.randint(2, (64,))\n"
+    made += "x, held, y, kept = train_test_split(x, y)\nheld = held + torch.randn(8)\n"
+    loaders = "trainloader = DataLoader(TensorDataset(x, y), 8, shuffle=True)\n"
+    loaders += "testloader = DataLoader(TensorDataset(held, kept))"
+    text = HEAD + made + INLINE.replace("trainloader, testloader = loaders()", loaders)
+    text = task_of(text.replace("net = Net()", "net = Net(x.shape[1])"), tmp_path).text()
+    settings = text[text.index("@cache\ndef settings(") : text.index("def build(")]
+    assert "glue.reseed(config.seed)" in settings
+    assert "train_test_split(x, y)\n    held = held + " in settings
+    assert "draw" not in text[text.index("def data(") :]
+    draws = "def draw(n):\n    return torch.randn(n)\nnoise = draw(3)\n"
+    draws += "def noisy(x):\n    return x + noise\n"
+    text = task_of(HEAD + draws + INLINE, tmp_path).text()
+    assert "glue.reseed(42)" in text
+    assert "glue.reseed(config.seed + 1)" in text[text.index("def data(") :]
+
+
+def test_lengths_are_of_a_clients_part(tmp_path):
+    sets = "trainset, testset = points(64, 0), points(32, 1)\n"
+    sets += "trainloader, testloader = DataLoader(trainset, 8), DataLoader(testset, 8)"
+    text = HEAD + INLINE.replace("trainloader, testloader = loaders()", sets)
+    text = text.replace(
+        "test(net, testloader)\n", TEST.replace("hits / count", "hits / len(testset)")
+    )
+    text = text.replace("for epoch", "plan = Plan(optimizer, len(trainset))\nfor epoch", 1)
+    text = text.replace("optimizer.step()", "optimizer.step()\n        plan.step()")
+    text = task_of(text, tmp_path).text()
+    assert "'accuracy': hits / len(testloader.dataset)" in text
+    assert "Plan(optimizer, len(trainloader.dataset))" in text
+
+
+def test_names_of_the_scripts_and_epochs_that_a_test_takes(tmp_path):
+    loop = LOOP.replace("net = Net()", "config = 8\n    net = Net(config)")
+    loop = loop.replace("(net, testloader)", "(net, testloader, epoch)")
+    loop = loop.replace(
+        "trainloader, testloader = loaders()", "trainloader, testloader = loaders(config)"
+    )
+    head = HEAD.replace("def test(net, testloader)", "def test(net, testloader, epoch)")
+    text = task_of(head + TRAIN + BLOCK + loop, tmp_path).text()
+    assert "config, = settings(own_config)" in text
+    assert "epoch = range(2)[-1]\n    return glue.figures(script.test(net, testloader, epoch))" in (
+        text.replace(", 'accuracy'", "")
+    ), text
+
+
+def test_what_no_client_can_do_alone_is_told(tmp_path):
+    (tmp_path / "data.csv").touch()
+    made = "values = Scaler().fit_transform(read('data.csv'))\nz = values[0]\n"
+    made += "net = Net()\naverage = Average(net)"
+    look = "    with torch.no_grad():\n        picture = net(z)\n        show(picture)\n    for x"
+    loop = INLINE.replace("net = Net()", made).replace("loaders()", "loaders(values)")
+    loop = loop.replace("    for x", look).replace("step()", "step()\n        average.update(net)")
+    text = HEAD + loop
+    task = task_of(text, tmp_path)
+    told = "\n".join(task.told())
+    assert "on all clients' data" in told
+    assert "`values = Scaler().fit_transform(read('data.csv'))`" in told
+    assert "found from where you stand only, give whole paths: data.csv" in told
+    assert "made of the model anew in each round, and not averaged:" in told
+    assert "picture" not in task.text()
+
+
+def test_folder_beside_the_script_is_read_and_copied(tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "net.py").write_text(HEAD)
+    text = "import torch\nfrom torch.nn.functional import cross_entropy\nfrom parts.net import *\n"
+    text = text.replace("*", "Net, loaders, test") + INLINE
+    task = task_of(text, tmp_path)
+    assert "net = script.Net()" in task.text()
+    assert task.script.beside == [tmp_path / "parts" / "net.py"]
 
 
 def test_what_is_left_out_is_told_by_its_text(tmp_path):

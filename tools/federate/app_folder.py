@@ -32,7 +32,9 @@ def requirements(script: Script) -> Iterator[str]:
         if isinstance(n, ast.ImportFrom) and n.module and not n.level
     }
     installed = packages_distributions()
-    for name in sorted(found - set(sys.stdlib_module_names) - {script.path.stem, *script.modules}):
+    for name in sorted(
+        found - set(sys.stdlib_module_names) - {script.path.stem, *script.modules, *script.folders}
+    ):
         for distribution in sorted(set(installed.get(name, ())))[:1]:
             major, minor = f"{version(distribution)}.0".split(".")[:2]
             extra = "[torch]" if name == "transformers" else ""  # as its Trainer needs
@@ -52,7 +54,9 @@ def make(script: Script, task: Task, target: Path, publisher: str) -> None:
                 text = text.replace("the-script", script.path.name)
                 path.write_text(text.replace(f'"{PUBLISHER}"', f'"{publisher}"'))
         for file in (script.path, *script.beside):
-            shutil.copy(file, app / package / "own")
+            copy = app / package / "own" / file.relative_to(script.path.parent)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
         shutil.copytree(
             ROOT / "kit", app / package / "kit", ignore=shutil.ignore_patterns("__pycache__")
         )

@@ -64,6 +64,8 @@ def changed(statement: ast.stmt) -> set[str]:
             found.add(base(each))
         elif isinstance(each, ast.Expr) and isinstance(each.value, ast.Call):
             found |= {base(each)} if appends(each) else set() if noise(each) else names(each)
+        elif isinstance(each, ast.Call) and last(each.func).startswith("fit"):  # of a scaler
+            found.add(base(each.func))
     for each in ast.walk(statement):  # what is gone through, in `for p in net.parameters(): …`
         if isinstance(each, ast.For) and any(
             names(each.target, ast.Store) & changed(inner) for inner in each.body
@@ -128,7 +130,8 @@ def sliced(
     for statement in reversed(before):
         hit = seeds and is_seed(statement)
         if not hit and (appends(statement) or not noise(statement)):
-            hit = bool(changed(statement) & wanted) and not names(statement, ast.Store) & stop
+            of = names(statement, ast.Store) | {base(statement)}  # `model(batch)` makes no data
+            hit = bool(changed(statement) & wanted) and not of & stop
         if hit:
             chosen.append(statement)
             wanted |= names(statement) - stop
@@ -178,6 +181,8 @@ def returned(function: ast.FunctionDef) -> list[str] | None:
     """Return a name for each figure that a function returns; None where it returns nothing."""
     if not (found := results(function)):
         return None
+    if isinstance(found[0], ast.Dict):  # it names them itself
+        return []
     parts = found[0].elts if isinstance(found[0], ast.Tuple) else [found[0]]
     return [figure(part) for part in parts]
 

@@ -79,7 +79,8 @@ class Script:
         self.loose = [s for s in kept if not is_definition(s)]
         self.globals = names(self.loose, ast.Store) | {d.name for d in kept if is_definition(d)}
         self.beside = list(siblings(path, self.tree))
-        self.modules = {p.stem: ast.parse(p.read_bytes(), str(p)) for p in self.beside}
+        self.folders = {p.relative_to(path.parent).parts[0] for p in self.beside}
+        self.modules = {module(p, path.parent): ast.parse(p.read_bytes()) for p in self.beside}
         trees = [*self.modules.values(), self.tree]
         self.defined = {d.name: d for t in trees for d in t.body if is_definition(d)}
         self.functions = {n: d for n, d in self.defined.items() if isinstance(d, ast.FunctionDef)}
@@ -124,7 +125,9 @@ class Script:
     def check_installed(self) -> None:
         wanted = {a.name for s in self.loose if isinstance(s, ast.Import) for a in s.names}
         wanted |= {s.module for s in self.loose if isinstance(s, ast.ImportFrom) and s.module}
-        for name in sorted({each.split(".")[0] for each in wanted} - self.modules.keys()):
+        for name in sorted(
+            {each.split(".")[0] for each in wanted} - self.modules.keys() - self.folders
+        ):
             if find_spec(name) is None:
                 refuse(f"it imports {name}, which is not installed in {sys.prefix}")
 
@@ -293,17 +296,28 @@ def arguments(node: ast.Call, known: list[str]) -> list[Argument]:
     return found + [Argument(k.arg, k.value, node) for k in node.keywords if k.arg]
 
 
+def module(file: Path, folder: Path) -> str:
+    """Return the name by which a file in a folder is imported."""
+    return ".".join(file.relative_to(folder).with_suffix("").parts)
+
+
 def siblings(path: Path, tree: ast.Module) -> Iterator[Path]:
-    """Yield the files beside a script that it imports, and those that these import."""
+    """Yield the files beside a script that it imports, and those that these import.
+
+    Of a folder, these are all its Python files.
+    """
     seen, waiting = {path.resolve()}, [tree]
     while waiting:
         for node in ast.walk(waiting.pop()):
             modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.module:
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 modules = [node.module]
-            for module in modules:
-                file = path.parent / f"{module.split('.')[0]}.py"
-                if file.is_file() and file.resolve() not in seen:
-                    seen.add(file.resolve())
-                    yield file
-                    waiting.append(ast.parse(file.read_bytes(), str(file)))
+            for name in (module.split(".")[0] for module in modules):
+                for file in (
+                    path.parent / f"{name}.py",
+                    *sorted((path.parent / name).rglob("*.py")),
+                ):
+                    if file.is_file() and file.resolve() not in seen:
+                        seen.add(file.resolve())
+                        yield file
+                        waiting.append(ast.parse(file.read_bytes(), str(file)))

@@ -5,18 +5,21 @@ import builtins
 import copy
 import re
 from collections.abc import Sequence
+from typing import NoReturn
 
 from .app.federated_app.definitions import binds_and_reads
 from .inline import InlineTest, quiet
 from .python_trees import (
     base,
     called,
+    callers,
     changed,
     defaults,
     expression,
     figure,
     free,
     is_seed,
+    last,
     lines,
     names,
     noise,
@@ -24,10 +27,11 @@ from .python_trees import (
     returned,
     shown,
     sliced,
+    statements,
     trains,
 )
 from .training import Training
-from .words import COMMAND_LINES, DATA, DRAWS, EPOCHS
+from .words import COMMAND_LINES, DATA, DRAWS, EPOCHS, FIGURES, FILLS, FITS, NOISE
 
 
 class Prefixed(ast.NodeTransformer):
@@ -69,6 +73,8 @@ class Task:
             if self.inline
             else ast.unparse(found.test.node),
         ]
+        self.sizes = self.sizes_of(found.train_data, self.train_data)
+        self.sizes |= self.sizes_of(found.test_data, self.test_data)
         self.check_globals()
         self.prepare()
 
@@ -85,16 +91,48 @@ class Task:
     def parameter(value: ast.expr, otherwise: str) -> str:
         return value.id if isinstance(value, ast.Name) else otherwise
 
+    def sizes_of(self, data: ast.expr, loader: str) -> dict[str, ast.expr]:
+        """Return the names of what a loader is made of, each with the size of a client's part."""
+        found: set[str] = set()
+        for statement in (s for s in self.found.before if isinstance(s, ast.Assign)):
+            target, value = statement.targets[0], statement.value
+            pairs = [(target, value)]
+            if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+                pairs = list(zip(target.elts, value.elts, strict=False))
+            for name, made in pairs:
+                if ast.unparse(name) == ast.unparse(data) and isinstance(made, ast.Call):
+                    is_loader = last(made.func).lower().endswith("loader")
+                    found |= names([*made.args, *made.keywords]) if is_loader else set()
+        return {name: expression(f"len({loader}.dataset)") for name in found}
+
     def check_globals(self) -> None:
         """Refuse functions that need what is bound only where the file is run by itself."""
         block = names(self.script.block, ast.Store) - self.script.globals
         functions = (self.found.call.function, getattr(self.found.test, "function", None))
         for function in filter(None, functions):
+            whole = {n.args[0].id for n, f in called(function) if f == "len" and is_name(n.args)}
+            for name in sorted(binds_and_reads(function)[1] & whole & self.sizes.keys()):
+                refuse(
+                    f"{function.name}() takes the length of all of {name!r}, a global name, and a "
+                    "client has a part: write `len(loader.dataset)`, of the loader that it is given"
+                )
             for name in sorted(binds_and_reads(function)[1] & block):
                 refuse(
                     f"{function.name}() uses {name!r}, which is bound only under `if __name__ == "
                     f'"__main__":`: give it to the function as a parameter, or bind it above'
                 )
+        needed = names([self.found.statement, self.found.train_data, self.found.test_data])
+        for statement in self.found.before:
+            bound = names(statement, ast.Store) if isinstance(statement, ast.Assign) else set()
+            if self.model in bound and isinstance(statement.value, ast.Call):
+                for name in sorted(bound & needed - {self.model}):
+                    refuse_together(name, statement)
+            for name in sorted(filled(statement) & names(self.script.loose, ast.Store)):
+                if reader := self.script.reader(name):
+                    refuse(
+                        f"{reader}, a global name, and {lines(statement)}, which a client does not "
+                        f"run, fill it: make it in a function, `{name} = make_{name}(…)`"
+                    )
         for statement in self.script.loose:
             if any(name in COMMAND_LINES for _, name in called(statement)):
                 refuse(
@@ -115,20 +153,29 @@ class Task:
     def prepare(self) -> None:
         """Find the statements of each function, and those that more than one has."""
         found, before = self.found, self.found.before
+        both = names([found.train_data, found.test_data])
+        whole = sliced(before, {self.model} | both)
+        for place in [*before, found.statement, *found.after, ast.Expr(found.test.node)]:
+            if place not in whole:
+                Sized(self.sizes).visit(place)
+        if self.inline:
+            places = [*self.inline.body, ast.Expr(ast.Dict([], [*self.inline.figures.values()]))]
+            [Sized(self.sizes).visit(place) for place in places]
         training = self.train_statement()
         tested, result = self.test_statements()
+        tested = self.last_epoch(free([*tested, result])) + tested
         first = getattr(found.test.node, "lineno", 0)
         later = [s for s in found.after if s.lineno < first]
         if self.inline and found.test.node in found.epochs:
             later = [s for s in self.inline.before if not trains(s)]
         held = {self.model} | self.data
-        both = names([found.train_data, found.test_data])
         needs = {
             "build": sliced(before, {self.model}),
             "data": sliced(before + later, both, {self.model}, seeds=True),
             "train": self.without_data(before, free(training), held),
             "evaluate": self.without_data(before + later, free([*tested, result]), held),
         }
+        self.needs = needs
         self.set_epochs([*needs["train"], *training])
         shared = self.shared(needs, held)
         self.settings = [s for s in before if s in shared]
@@ -154,7 +201,7 @@ class Task:
         for kind, body in self.bodies.items():
             needed = free([*body, *rest[kind]])
             self.handed[kind] = sorted(needed & bound - given[kind])
-            self.check_bound(needed - bound - given[kind])
+            self.check_bound(needed - bound - given[kind], kind)
         self.returned = sorted({name for handed in self.handed.values() for name in handed})
 
     def without_data(
@@ -197,12 +244,40 @@ class Task:
                 break
             found = [s for s in found if s not in worse]
         made = names(found, ast.Store) | self.script.globals
-        if any(map(DATA.search, names(found, ast.Store))):  # drawn as the script draws it
+        drawing = [i for i, s in enumerate(needs["data"]) if self.draws([s])]
+        if self.draws(found) and drawing:  # one after the other
+            found += [s for s in needs["data"][: drawing[-1] + 1] if s not in found]
+        if self.drawn(found):  # as the script draws it
             found += [s for s in needs["data"] if is_seed(s) and not names(s) - made]
         return found
 
-    def check_bound(self, missing: set[str]) -> None:
+    def drawn(self, statements: Sequence[ast.stmt]) -> bool:
+        """Tell whether statements make data, or draw: they are run once, seeded."""
+        return self.draws(statements) or any(map(DATA.search, names(statements, ast.Store)))
+
+    def draws(self, statements: Sequence[ast.stmt]) -> bool:
+        """Tell whether statements draw random numbers, themselves or in the script's functions."""
+        own = self.script.functions
+        known = callers(own, {n for n, f in own.items() if any(map(draws, called(f)))})
+        return any(c[1] in known or draws(c) for s in statements for c in called(s))
+
+    def last_epoch(self, needed: set[str]) -> list[ast.stmt]:
+        """Return what binds the counter of epochs, where the test takes it."""
+        loop = self.found.statement
+        if not self.found.epochs or names(loop.target, ast.Store) - needed:
+            return []
+        count = [node for node, name in called(loop.iter) if name == "range"]
+        target = ast.unparse(loop.target)
+        return [s for c in count[:1] for s in statements(f"{target} = {ast.unparse(c)}[-1]")]
+
+    def check_bound(self, missing: set[str], kind: str) -> None:
         found = self.found
+        training = names(found.statement, ast.Store) - names(found.before, ast.Store)
+        for name in sorted(missing & training if kind == "evaluate" else ()):
+            refuse(
+                f"{self.calls[1]} takes {name!r}, which the training makes, "
+                f"{lines(found.statement)}, and a client tests apart from it: leave it out"
+            )
         made = names([*found.before, *found.earlier], ast.Store) & missing - self.script.globals
         for name in sorted(made - set(dir(builtins))):
             statement = next(
@@ -213,10 +288,7 @@ class Task:
                     f"{name!r} is made by what trains or tests before the training, "
                     f"{lines(statement)}: make it apart"
                 )
-            refuse(
-                f"{name!r} is made together with the model ({lines(statement)}): make it apart, "
-                "from the model that is there, so that a client can make it for its own"
-            )
+            refuse_together(name, statement)
 
     def train_statement(self) -> list[ast.stmt]:
         """Return what trains, with the client's data, and with its result kept."""
@@ -250,12 +322,14 @@ class Task:
         for each in reversed(loop.body if self.found.epochs else []):
             if trains(each):
                 break
-            if isinstance(each, ast.Assign | ast.AugAssign):
+            if isinstance(each, ast.Assign | ast.AugAssign) and not self.found.tests(each):
                 for name in sorted(names(each, ast.Store)):
                     made.setdefault(figure(ast.Name(name, ast.Load())), name)
-        made = {kind: name for kind, name in made.items() if kind in ("loss", "accuracy")}
+        made = {kind: name for kind, name in made.items() if kind in FIGURES}
         loss = self.found.call.node.func.value
         loss = next(iter(loss.args), loss) if isinstance(loss, ast.Call) else loss  # of a scaler
+        if "loss" not in ast.unparse(loss):  # of an accelerator
+            loss = next(iter(self.found.call.node.args), loss)
         if "loss" not in made and isinstance(loss, ast.Name):
             made["loss"] = loss.id
         values = ", ".join(f"{kind!r}: {name}" for kind, name in made.items())
@@ -293,7 +367,7 @@ class Task:
         given = {argument.parameter for argument in test.arguments}
         if test.name in ("test", "validate") and not test.function and "model" not in given:
             test.node.keywords.append(ast.keyword("model", ast.Name(self.model, ast.Load())))
-        named = returned(test.function) if test.function else []
+        named = self.test_names()
         if named is None:
             result = expression(self.ours("glue.printed(lambda: _)"))
             result.args[0].body = test.node
@@ -301,6 +375,19 @@ class Task:
             result = expression(self.ours("glue.figures(_)"))
             result.args = [test.node, *map(ast.Constant, named)]
         return [], result
+
+    def test_names(self) -> list[str] | None:
+        """Return the names of what a function that tests returns, or its caller makes of it."""
+        test = self.found.test
+        named = returned(test.function) if test.function else []
+        for each in ast.walk(ast.Module(self.script.body(self.found.driver), [])):
+            if isinstance(each, ast.Assign) and each.value is test.node and named:
+                target = each.targets[0]
+                parts = target.elts if isinstance(target, ast.Tuple) else [target]
+                pairs = zip(map(figure, parts), named, strict=False)
+                given = [theirs if theirs in FIGURES else own for theirs, own in pairs]
+                named = given if len({*given}) == len(named) else named
+        return named
 
     def set_epochs(self, body: list[ast.stmt]) -> None:
         """Put `local-epochs` where the script says how many."""
@@ -347,7 +434,7 @@ class Task:
         train_data, test_data, model = self.train_data, self.test_data, self.model
         functions = []
         if self.settings:
-            drawn = any(map(DATA.search, names(self.settings, ast.Store)))
+            drawn = self.drawn(self.settings)
             cached = "@cache\n" if drawn else ""
             functions.append(
                 self.function(
@@ -358,6 +445,7 @@ class Task:
                 )
             )
         reseed = self.own("glue.reseed(config.seed)")
+        others = self.own("glue.reseed(config.seed + 1)")  # than those of the import
         functions.append(
             self.function(
                 "def build(config: Config) -> nn.Module:",
@@ -370,7 +458,11 @@ class Task:
             self.function(
                 "@cache\ndef data(config: Config) -> tuple[Any, Any]:",
                 "Return all training data and test data, each a DataLoader or a Dataset.",
-                [*self.fetched("data"), *reseed, *self.bodies["data"]],
+                [
+                    *self.fetched("data"),
+                    *(others if self.draws(self.script.loose) else reseed),
+                    *self.bodies["data"],
+                ],
                 ast.Tuple([self.found.train_data, self.found.test_data], ast.Load()),
             )
         )
@@ -410,7 +502,7 @@ class Task:
         """Return what comes before the functions."""
         name = self.script.path.stem
         script = self.ours(f"from {self.package}.own import {name} as script")
-        if any(inner in DRAWS for s in self.script.loose for _, inner in called(s)):
+        if self.draws(self.script.loose):
             why = "# what the script draws when imported is the same everywhere"
             script = f"\n{self.ours('glue.reseed(42)')}  {why}\n{script}  # noqa: E402"
         glue = self.ours("glue")
@@ -444,7 +536,8 @@ class Task:
         needed = self.handed[kind]
         unpacked = ", ".join(name if name in needed else "_" for name in self.returned)
         comma = "," if len(self.returned) == 1 else ""
-        return self.own(f"{unpacked}{comma} = settings(config)") if needed else []
+        made = self.ours("settings(config)")
+        return ast.parse(f"{unpacked}{comma} = {made}").body if needed else []
 
     def function(
         self,
@@ -464,13 +557,31 @@ class Task:
         lines = "\n".join([f'"""{explanation}"""', *texts]).split("\n")
         return "\n".join([self.ours(signature), *(f"    {line}" for line in lines), ""])
 
+    def fitted(self) -> list[ast.stmt]:
+        """Return what takes a scaler, a vocabulary or weights from all training data."""
+        own = self.script.functions
+        known = callers(own, {n for n, f in own.items() if fits(f)})
+        data = self.needs["data"]
+        made = names(data, ast.Store)
+        places = [*data, *(s for s in self.needs["train"] if s not in data and names(s) & made)]
+        return [s for s in places if fits(s) or known & {name for _, name in called(s)}]
+
+    def relative_paths(self) -> list[str]:
+        """Return the files that the parts name, and that lie beside the script."""
+        body = [s for part in self.needs.values() for s in part]
+        nodes = [n for each in [*body, *self.script.defined.values()] for n in ast.walk(each)]
+        texts = {n.value for n in nodes if isinstance(getattr(n, "value", 0), str)}
+        paths = {text for text in texts if re.fullmatch(r"[\w.-][\w./-]*\.\w+", text)}
+        saved = {getattr(n, "value", 0) for c in nodes if is_save(c) for n in ast.walk(c)}
+        return sorted(p for p in paths - saved if (self.script.path.parent / p).is_file())
+
     def told(self) -> list[str]:
         """Return what was found, a line each."""
         found = self.found
         if self.inline:
             figures = ", ".join(found.test.figures)
         else:
-            named = returned(found.test.function) if found.test.function else []
+            named = self.test_names()
             figures = "by what it prints" if named is None else ", ".join(named) or "its dict"
         said = [
             f"model  {self.model}" + ("" if found.alone else f", made {found.place}"),
@@ -485,11 +596,66 @@ class Task:
         ):
             told = [f"    {shown(s)}" for s in left_out if not noise(s)]
             said += [f"{why}:", *told] if told else []
+        anew = {id(s): s for n, s in found.of_model().items() if n in names(self.training)}
+        if anew:
+            said.append("made of the model anew in each round, and not averaged:")
+            said += [f"    {shown(s)}" for s in anew.values()]
+        if fitted := self.fitted():
+            said.append("on all clients' data, which nobody has where each keeps its own:")
+            said += [f"    {shown(s)}" for s in fitted]
         if found.others:
             said.append(f"between epochs each client tests on all of {', '.join(found.others)}")
+        if paths := self.relative_paths():
+            said.append(f"found from where you stand only, give whole paths: {', '.join(paths)}")
         if not self.has_epochs:
             said.append("local-epochs is no setting: the script alone says how many it trains")
         return said
+
+
+def filled(statement: ast.stmt) -> set[str]:
+    """Return the names of dicts and lists that a statement fills."""
+    nodes = list(ast.walk(statement))
+    items = [n for n in nodes if isinstance(n, ast.Subscript) and isinstance(n.ctx, ast.Store)]
+    methods = [c.func for n in nodes for c, name in called(n) if name in FILLS]
+    return {n.value.id for n in [*items, *methods] if isinstance(getattr(n, "value", 0), ast.Name)}
+
+
+def refuse_together(name: str, statement: ast.stmt) -> NoReturn:
+    refuse(
+        f"{name!r} is made together with the model ({lines(statement)}): make it apart, from the "
+        "model that is there, so that a client can make it for its own (of an accelerator: prepare "
+        "the model alone, and move each batch to its device)"
+    )
+
+
+def is_save(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and bool(NOISE.fullmatch(last(node.func)))
+
+
+def fits(node: ast.AST) -> bool:
+    """Tell whether it takes something from all examples that it is given."""
+    return any(FITS.fullmatch(name) for _, name in called(node))
+
+
+def draws(found: tuple[ast.Call, str]) -> bool:
+    """Tell whether a call draws random numbers."""
+    return bool(DRAWS.search(ast.unparse(found[0].func)))
+
+
+def is_name(values: list[ast.expr]) -> bool:
+    return bool(values) and isinstance(values[0], ast.Name)
+
+
+class Sized(ast.NodeTransformer):
+    """The length of a client's part in the place of that of all data."""
+
+    def __init__(self, sizes: dict[str, ast.expr]) -> None:
+        self.sizes = sizes
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if last(node.func) == "len" and is_name(node.args):
+            return self.sizes.get(node.args[0].id, node)
+        return self.generic_visit(node)
 
 
 class Put(ast.NodeTransformer):

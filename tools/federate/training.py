@@ -127,7 +127,16 @@ class Training:
             self.script.refuse_global(self.model)
 
     def check_given(self, call: Call, kind: str, data: dict[str, ast.expr]) -> None:
-        """Refuse a call that gets no data."""
+        """Refuse a call that gets no data, or goes through a loader for each phase."""
+        for each in ast.walk(call.function) if call.function else ():
+            loop = each.iter if isinstance(each, ast.For) and trains(each) else None
+            loop = loop.args[0] if isinstance(loop, ast.Call) and loop.args else loop
+            if isinstance(loop, ast.Subscript) and isinstance(loop.slice, ast.Name):
+                refuse(
+                    f"`for … in {ast.unparse(each.iter)}`, line {each.lineno}, goes through a "
+                    f"loader for each phase: have {call.name}() take one, train_loader, and train "
+                    "on that alone; put the test into a function, `evaluate(model, test_loader)`"
+                )
         if kind not in data:
             where = f"line {call.node.lineno}" if hasattr(call.node, "lineno") else "not called"
             refuse(
@@ -153,7 +162,9 @@ class Training:
         inline = None if self.alone or "test" in script.chosen else self.find_inline_test()
         if inline:
             return inline
+        self.check_tested(candidates)
         if not candidates:
+            self.check_whole()
             refuse(
                 f"nothing in {script.path.name} tests: no function with `no_grad` or `.eval()` "
                 "that takes the model, and no loop that calls it on a DataLoader. Write a function "
@@ -169,6 +180,44 @@ class Training:
         known |= {n: expression(self.model) for n in MODEL_NAMES}
         node = script.called_by_name(script.functions[name], {"test": data["test"]}, known)
         return script.bound(node, body)
+
+    def check_tested(self, candidates: Sequence[str]) -> None:
+        """Refuse a test of what is made of the model: an average of its weights, for instance."""
+        for name, made in self.of_model().items():
+            for each in [*self.epochs, *self.after]:
+                calls = [node for node, test in called(each) if test in candidates]
+                given = {base(value) for node in calls for value in node.args}
+                if name in given or tests_inline(each, name):
+                    refuse(
+                        f"{lines(each)}: what is tested is {name!r}, made of the model "
+                        f"({lines(made)}), and a federation averages and tests the model that is "
+                        f"trained: test {self.model!r} (of a compiled one, write `{self.model} = "
+                        f"torch.compile({self.model})`)"
+                    )
+
+    def check_whole(self) -> None:
+        """Refuse a test on all data at once."""
+        for each in [*self.epochs, *self.after]:
+            for node, name in called(each):
+                if name == self.model and not isinstance(each, ast.For) and not trains(each):
+                    refuse(
+                        f"`{ast.unparse(node)}`, line {node.lineno}, tests on all data at once, "
+                        "and a client has a part of it: write `for x, y in test_loader:` (of "
+                        "tensors: `DataLoader(TensorDataset(x, y), batch_size=…)`)"
+                    )
+
+    def of_model(self) -> dict[str, ast.stmt]:
+        """Return the names of what is made of the model itself, no trainer, and where."""
+        found = {}
+        for each in (s for s in self.before if self.model not in names(s, ast.Store)):
+            value = each.value if isinstance(each, ast.Assign) else None
+            for node, _ in called(value) if value else ():
+                given = {
+                    getattr(a, "id", "") for a in [*node.args, *(k.value for k in node.keywords)]
+                }
+                if self.model in given and not self.script.makes_trainer(value):
+                    found |= dict.fromkeys(names(each, ast.Store), each)
+        return found
 
     def find_inline_test(self) -> InlineTest | None:
         """Find a test that stands after the training, else one between epochs."""
@@ -246,7 +295,7 @@ class Training:
         dirty: set[str] = set()  # names that are bound by what is left out
         for statement in [*body, *body]:  # twice, for what one pass of the loop hands to the next
             depends = noise(statement) or self.tests(statement) or free([statement]) & dirty
-            depends = depends or STOPS.search(receiver(statement))
+            depends = depends or STOPS.search(receiver(statement)) or looks(statement)
             if statement not in kept and depends:
                 out.append(statement)
                 called_on = {receiver(each) for each in ast.walk(statement)}
@@ -255,7 +304,7 @@ class Training:
             else:
                 dirty -= names(statement, ast.Store)
         rest = [s for s in body if s not in out]
-        unused = names(out, ast.Store) - set().union(*(free([s]) for s in rest))
+        unused = (names(out, ast.Store) | free(out)) - set().union(*(free([s]) for s in rest))
         out += [s for s in rest if is_plain(s) and names(s, ast.Store) <= unused]
         return [s for s in body if s in out]
 
@@ -326,6 +375,12 @@ class Training:
 def receiver(statement: ast.AST) -> str:
     """Return the name of the object whose method a statement calls."""
     return base(statement.value) if isinstance(statement, ast.Expr) else ""
+
+
+def looks(statement: ast.stmt) -> bool:
+    """Tell whether it is `with torch.no_grad():`."""
+    items = statement.items if isinstance(statement, ast.With) else []
+    return any(name in ("no_grad", "inference_mode") for i in items for _, name in called(i))
 
 
 def is_plain(statement: ast.stmt) -> bool:

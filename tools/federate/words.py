@@ -4,7 +4,9 @@ import re
 
 MODEL_NAMES = {"model", "net", "network", "classifier", "module", "lit_model"}
 EPOCHS = {"epochs", "num_epochs", "n_epochs", "nb_epochs", "max_epochs", "num_train_epochs"}
-DATA = re.compile(r"load|data|set\b|_set|_dl\b|_ds\b|\bdl\b|\bds\b|batches|_iter\b", re.IGNORECASE)
+DATA = re.compile(
+    r"load|data|set\b|_set|_dl\b|_ds\b|\bdl\b|\bds\b|batches|_iter(ator)?\b", re.IGNORECASE
+)
 TESTS = re.compile(r"test|val|eval|dev_|dev\b", re.IGNORECASE)
 TRAINS = re.compile(r"train|fit|learn|tr_", re.IGNORECASE)
 BASES = re.compile(r"(Lightning)?Module$|PreTrainedModel$|^Sequential$")
@@ -45,5 +47,12 @@ STEPS = {"step", "set_epoch"}
 WRAPPERS = {"enumerate", "tqdm", "iter", "track", "progress_bar", "list"}
 COUNTERS = {"range", "trange", "count"}
 COMMAND_LINES = {"parse_args", "parse_known_args", "parse_args_into_dataclasses"}
-DRAWS = {"random_split", "train_test_split", "shuffle", "permutation", "randperm", "randn", "rand"}
-DRAWS |= {"randint", "choice", "sample", "normal"}
+FIGURES = {"loss", "accuracy"}
+FILLS = {"append", "extend", "insert", "setdefault", "update"}
+# Calls that draw random numbers.
+DRAWS = re.compile(r"random|\brand|test_split|shuffle|permut|choice|\.sample|normal|uniform|make_")
+# Calls that take from all examples what each is then treated with.
+FITS = re.compile(
+    r"fit|fit_transform|build_vocab\w*|compute_class_weight|bincount|value_counts|most_common"
+    r"|mean|std|Counter"
+)

@@ -19,6 +19,7 @@ import shlex
 import sys
 import tempfile
 import tomllib
+import traceback
 import types
 import zlib
 from collections.abc import Iterator
@@ -189,6 +190,13 @@ def script_alone(config: Config, initial: Arrays, steps: Steps) -> Arrays:
             exec(compile(tree, path, "exec"), module.__dict__)
     except Trained:
         return kept
+    except Exception as error:
+        where = [
+            f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
+        ]
+        raise ValueError(
+            f"{path.name} itself ends with {type(error).__name__}, line {where[-1]}: {error}"
+        ) from error
     finally:
         sys.modules["__main__"], sys.argv, sys.path[:] = own
     raise RuntimeError(f"{path.name} ended before its training did, lines {task.TRAINING['lines']}")
@@ -222,6 +230,10 @@ def compare(overrides: dict[str, Any] | None = None) -> Verdict:
     epochs = {"local-epochs": 0} if "local-epochs" in known else {}
     overrides = (overrides or {}) | ALONE | epochs
     config = Config.from_run_config(known | overrides)
+    try:
+        parts.load(config, 0, 1)
+    except TypeError as why:
+        raise ValueError(why) from why
     initial = models.to_arrays(task.build(config))
     script, client = Steps(), Steps()
     with saved_in_memory():
@@ -307,7 +319,10 @@ def main() -> int:
     parser.add_argument("--run-config", action="append", default=[], help="'key=value key=value'")
     overrides = parse_config_args(parser.parse_args().run_config)
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    verdict = compare(overrides)
+    try:
+        verdict = compare(overrides)
+    except ValueError as why:
+        verdict = Verdict(False, f"This cannot be asked: {why}")
     print(verdict.text)
     return int(not verdict.same)
 
