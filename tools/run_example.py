@@ -21,7 +21,7 @@ def main() -> int:
     command += ["--run-config", str(folder / "offline.toml")]
     command += ["--run-config", arguments.run_config] if arguments.run_config else []
     if not arguments.run_config and arguments.example in result("offline")["examples"]:
-        print(f"It took {offline_seconds(arguments.example)}.", flush=True)
+        print(f"This will take about {offline_seconds(arguments.example)}.", flush=True)
     began = time.monotonic()
     status = run(command)
     seconds = time.monotonic() - began

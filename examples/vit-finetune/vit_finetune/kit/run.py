@@ -5,6 +5,7 @@ import hashlib
 import json
 import shlex
 import time
+import tomllib
 from collections.abc import Callable
 from logging import ERROR, INFO
 from pathlib import Path
@@ -15,7 +16,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from flwr.common import log
+from flwr.common.config import flatten_dict
 
+from . import app_folder
 from .curves import draw_curves
 from .files import without_nan, write_json, write_whole
 from .replies import Arrays
@@ -71,14 +74,15 @@ class Run:
         else:
             raise ValueError(f"resume-from: {self.folder} holds no run (no {CHECKPOINT})")
         then, now = without_nan(then), without_nan(self.run_config)
-        fixed = sorted((then.keys() | now.keys()) - self.config.may_change())
+        may_change = self.config.may_change()
+        fixed = sorted((then.keys() | now.keys()) - may_change)
         if differ := [key for key in fixed if then.get(key) != now.get(key)]:
             key, also = differ[0], f" (and {', '.join(differ[1:])})" if differ[1:] else ""
             raise ValueError(
                 f"resume-from: {key} was {then.get(key)!r} in {self.folder} and is "
                 f"{now.get(key)!r} now{also}; set it back, by --run-config "
-                f"{words_to_resume(self.folder, then, now, differ)}, or start a new run without "
-                "resume-from"
+                f"{words_to_resume(self.folder, then, now, may_change)}, or start a new run "
+                "without resume-from"
             )
 
     def load(self, path: Path) -> dict[str, Any]:
@@ -227,15 +231,25 @@ def digest(state: str, tensors: Arrays) -> str:
 
 
 def words_to_resume(
-    folder: Path, then: dict[str, Any], now: dict[str, Any], fixed: list[str]
+    folder: Path, then: dict[str, Any], now: dict[str, Any], may_change: set[str]
 ) -> str:
-    """Return what resumes a run for --run-config, as a shell takes it.
+    """Return all that --run-config needs to resume a run, as a shell takes it.
 
     Args:
         folder: of the run.
-        then, now: its settings, and those that were given.
-        fixed: the settings that must be as they were; the others may be as they are now.
+        then: its settings.
+        now: the settings that were given; those that may change stay, unless they are defaults.
+        may_change: names of these.
     """
-    words = {key: now[key] for key in now if key in then and then[key] != now[key]}
-    words = {"resume-from": str(folder)} | words | {key: then.get(key) for key in fixed}
-    return shlex.quote(as_run_config({k: v for k, v in words.items() if v is not None}))
+    defaults = declared()
+    given = {key: now[key] for key in may_change & now.keys() if now[key] != defaults.get(key)}
+    wanted = {key: value for key, value in (then | given).items() if key in now}
+    wanted = {k: v for k, v in wanted.items() if v is not None and v != defaults.get(k)}
+    return shlex.quote(as_run_config({"resume-from": str(folder)} | wanted))
+
+
+def declared() -> dict[str, Any]:
+    """Return the run config of the app's pyproject.toml."""
+    path = app_folder() / "pyproject.toml"
+    app = tomllib.loads(path.read_text("utf-8"))["tool"] if path.is_file() else {}
+    return flatten_dict(app.get("flwr", {}).get("app", {}).get("config", {}))

@@ -16,15 +16,18 @@ CONFIG = "config.json"  # holds the settings, which differ when a run is resumed
 Files = dict[str, Any]
 
 
-def parted_models(run: Outcome, other: Outcome, tolerance: float = 0.0) -> str:
+def parted_models(
+    run: Outcome, other: Outcome, tolerance: float = 0.0, phases: int | None = None
+) -> str:
     """Return where the models that were sent part; empty: they do not.
 
     Args:
         run, other: to be compared.
         tolerance: how much they may differ, as a share of what the model has moved.
+        phases: how many of the models are compared; by default all.
     """
     ours, theirs = run.models, other.models
-    for (kind, number, arrays), (_, _, others) in zip(ours, theirs, strict=False):
+    for (kind, number, arrays), (_, _, others) in zip(ours[:phases], theirs, strict=False):
         if text := parted(arrays, others, ours[0][2], tolerance):
             return f"the model sent to {kind} in round {number}: {text}"
     if len(ours) != len(theirs):
