@@ -87,7 +87,8 @@ def test_other_settings_are_another_run(folder):
     told = parse_config_args(shlex.split(words[1]))
     assert told["resume-from"] == str(folder)
     assert make(-1, None, **told).round == 2
-    assert {key: told[key] for key in ("seed", *changes)} == {"seed": 42} | changes
+    assert {key: told[key] for key in changes} == changes
+    assert told.get("seed", 42) == 42  # an app's own default is left out
 
 
 def test_nan_is_null_for_others_and_stays_nan_in_the_checkpoint(tmp_path):
