@@ -120,8 +120,8 @@ class Run:
         if self.num_partitions not in (0, count):
             raise ValueError(
                 f"resume-from: the data was in {self.num_partitions} partitions in {self.folder} "
-                f"and is in {count} now; start {self.num_partitions} SuperNodes (num-supernodes of a "
-                "simulation), or a new run without resume-from"
+                f"and is in {count} now; start {self.num_partitions} SuperNodes (num-supernodes of "
+                "a simulation), or a new run without resume-from"
             )
         self.num_partitions = count
 
