@@ -245,7 +245,7 @@ def words_to_resume(
     given = {key: now[key] for key in may_change & now.keys() if now[key] != defaults.get(key)}
     wanted = {key: value for key, value in (then | given).items() if key in now}
     wanted = {k: v for k, v in wanted.items() if v is not None and v != defaults.get(k)}
-    return shlex.quote(as_run_config({"resume-from": str(folder)} | wanted))
+    return shlex.quote(as_run_config(wanted | {"resume-from": str(folder)}))
 
 
 def declared() -> dict[str, Any]:
