@@ -15,9 +15,11 @@ from typing import Any
 import psutil
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
-from repository import ROOT, as_run_config, flatten, flower_settings, load_toml
+from repository import ROOT, flatten, flower_settings, load_toml
 
 sys.path.append(str(ROOT))  # for `import kit`
+
+from kit.settings import as_run_config
 
 # `import vit_finetune` shall find the package, not the script of that name in this folder; in
 # spawned processes, too, where this runs again.

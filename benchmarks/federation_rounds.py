@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from common import ROOT, SEED, history, measurement
-from repository import as_run_config
 from watch import Watch
 
 from kit.federation import Federation
 from kit.federation.__main__ import settings
+from kit.settings import as_run_config
 
 APP = ROOT / "examples" / "advanced-pytorch"
 NODES, ROUNDS = 2, 5

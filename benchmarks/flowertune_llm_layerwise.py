@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from common import ROOT, SEED, measurement, simulate
-from repository import as_run_config
 from watch import MemoryByKind
 
 from kit.federation import Federation
+from kit.settings import as_run_config
 
 APP = ROOT / "examples" / "flowertune-llm"
 LLAMA_70B = "synthetic-llama-3.1-70b"

@@ -29,8 +29,9 @@ from typing import Any
 
 import psutil
 from common import ROOT, SEED, default_dataset, measurement, simulate
-from repository import as_run_config
 from watch import Memory, pss
+
+from kit.settings import as_run_config
 
 APP = ROOT / "examples" / "gpu-scaling"
 CLIENTS = (2, 10, 50, 100, 300)

@@ -30,8 +30,9 @@ import numpy as np
 from common import ONE_CPU, ROOT, SEED, default_dataset, measurement, simulate
 from flwr.common.config import parse_config_args
 from plan import terms
-from repository import as_run_config
 from watch import Memory
+
+from kit.settings import as_run_config
 
 # What a round is made of: functions by the modules that call them.
 TIMED = {

@@ -28,8 +28,10 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from common import ONE_CPU, ROOT, SEED, declared_config, default_dataset, measurement
-from repository import as_run_config, load_toml
+from repository import load_toml
 from watch import Memory
+
+from kit.settings import as_run_config
 
 RIVALS = ROOT / "benchmarks" / "rivals"
 WAYS = ("plain", "example", "straightforward", "other")

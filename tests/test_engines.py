@@ -4,8 +4,9 @@ import sys
 
 import pytest
 from on_this_machine import CIFAR, posix_only
-from repository import ROOT, as_run_config, example_folder
+from repository import ROOT, example_folder
 
+from kit.settings import as_run_config
 from kit.testing import run
 
 # Each client its own part of the data, so that a mistaken partition would be seen.

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from on_this_machine import BIN, CIFAR, posix_only, processes_of, results, wait
-from repository import ROOT, as_run_config, example_names, flatten, load_toml, package_of
+from repository import ROOT, example_names, flatten, load_toml, package_of
+
+from kit.settings import as_run_config
 
 TWO_ROUNDS = "num-server-rounds=2"
 

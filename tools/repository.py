@@ -1,6 +1,5 @@
 """The examples of this repository and their declarations, for tools and tests."""
 
-import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -47,8 +46,3 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def as_run_config(settings: dict[str, Any]) -> str:
-    """Return {"a.b": 1} as `a.b=1`, the form that --run-config takes."""
-    return " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
